@@ -1,0 +1,190 @@
+"""A running workload, seen through the file that backs the guest's memory."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from types import TracebackType
+
+from qemu_ring.errors import DeadlineError, QemuRingError
+from qemu_ring.guest import layout
+from qemu_ring.guest.workload import Pattern, Stream, Workload, pack_stream
+
+__all__ = ["VcpuState", "VcpuStatistics", "WorkloadControl", "WorkloadStatistics"]
+
+_POLL_SECONDS = 0.001
+
+
+class VcpuState(IntEnum):
+    """What a vCPU of the workload is doing."""
+
+    NOT_STARTED = 0
+    RUNNING = 1
+    DONE = 2
+    IDLE = 3
+    BAD_PARAMETERS = 0xBAD
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuStatistics:
+    """Counters of one vCPU since the guest's start or reset.
+
+    Args:
+        state: what it is doing.
+        writes: pages written, repeats counted.
+        passes: times its walk came to the end of its span.
+        start_tsc: time stamp counter when the vCPU began, ticks.
+        first_write_tsc: the same after its first write, 0 before.
+        cursor: pages of the span walked in this pass.
+        last_page: page it writes now, or wrote last, by index over all regions.
+        writes_by_region: pages written by region name, repeats counted.
+    """
+
+    state: VcpuState
+    writes: int
+    passes: int
+    start_tsc: int
+    first_write_tsc: int
+    cursor: int
+    last_page: int
+    writes_by_region: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadStatistics:
+    """Counters of all vCPUs."""
+
+    vcpus: tuple[VcpuStatistics, ...]
+
+    @property
+    def writes(self) -> int:
+        """Pages written by all vCPUs, repeats counted."""
+        return sum(vcpu.writes for vcpu in self.vcpus)
+
+    def writes_to(self, region: str) -> int:
+        """Pages written to one region by all vCPUs, repeats counted."""
+        return sum(vcpu.writes_by_region[region] for vcpu in self.vcpus)
+
+
+class WorkloadControl:
+    """Reads the statistics, and changes the streams, of a running workload.
+
+    The host writes the control page behind KVM's dirty tracking; each vCPU then
+    acknowledges by writing to the same page, so that a migration under way sends it.
+
+    Args:
+        fd: the `share=on` file that backs guest-physical address 0.
+        workload: what the guest was started with.
+        tsc_hz: ticks per second of the guest's time stamp counter.
+    """
+
+    def __init__(self, fd: int, workload: Workload, tsc_hz: int) -> None:
+        self._memory = mmap.mmap(fd, layout.LOW_MEMORY)
+        self._workload = workload
+        self._tsc_hz = tsc_hz
+
+    def __enter__(self) -> WorkloadControl:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the guest's memory."""
+        self._memory.close()
+
+    def statistics(self) -> WorkloadStatistics:
+        """The counters as they are now; the guest need not be stopped."""
+        names = [region.name for region in self._workload.regions]
+        vcpus = []
+        for index in range(len(self._workload.streams)):
+            fields = layout.VCPU_STATISTICS.unpack_from(
+                self._memory, layout.STATISTICS + index * layout.PAGE_SIZE
+            )
+            vcpus.append(
+                VcpuStatistics(
+                    state=VcpuState(fields[0]),
+                    writes=fields[1],
+                    passes=fields[2],
+                    start_tsc=fields[3],
+                    first_write_tsc=fields[4],
+                    cursor=fields[5],
+                    last_page=fields[6],
+                    writes_by_region=dict(zip(names, fields[7:], strict=False)),
+                )
+            )
+        return WorkloadStatistics(tuple(vcpus))
+
+    async def wait_writing(self, *, timeout: float = 10.0) -> WorkloadStatistics:
+        """Wait until every vCPU that has something to write has written.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            DeadlineError: a vCPU wrote nothing in that time.
+            QemuRingError: the firmware refused its parameters.
+        """
+        busy = [stream.pattern is not Pattern.IDLE for stream in self._workload.streams]
+        deadline = time.monotonic() + timeout
+        while True:
+            statistics = self.statistics()
+            if any(vcpu.state is VcpuState.BAD_PARAMETERS for vcpu in statistics.vcpus):
+                raise QemuRingError("the workload firmware refused its parameters")
+            if all(
+                vcpu.writes > 0 if writes else vcpu.state is VcpuState.IDLE
+                for vcpu, writes in zip(statistics.vcpus, busy, strict=True)
+            ):
+                return statistics
+            if time.monotonic() > deadline:
+                silent = [str(i) for i, vcpu in enumerate(statistics.vcpus) if not vcpu.writes]
+                raise DeadlineError(
+                    f"vCPU {', '.join(silent)} wrote nothing within {timeout:g} s",
+                    hint="see the guest's serial output and QEMU's log",
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def set_streams(self, streams: Sequence[Stream], *, timeout: float = 10.0) -> None:
+        """Change what the vCPUs write, and wait until each has taken it up.
+
+        Counters go on. Zipf streams can be given only at start.
+
+        Args:
+            streams: one per vCPU.
+            timeout: seconds.
+
+        Raises:
+            DeadlineError: a vCPU did not take it up, for instance because it is stopped.
+        """
+        workload = Workload(self._workload.regions, tuple(streams))
+        if len(streams) != len(self._workload.streams):
+            raise ValueError("one stream per vCPU")
+        if any(stream.pattern is Pattern.ZIPF for stream in streams):
+            raise ValueError("Zipf streams can be given only at start")
+        offset = layout.CONTROL + layout.SEQUENCE_OFFSET
+        (sequence,) = layout.SEQUENCE.unpack_from(self._memory, offset)
+        sequence = (sequence + 1) & 0xFFFFFFFF
+        for index, stream in enumerate(streams):
+            start = layout.CONTROL + layout.STREAM_OFFSET + index * layout.STREAM.size
+            self._memory[start : start + layout.STREAM.size] = pack_stream(stream, self._tsc_hz)
+        layout.SEQUENCE.pack_into(self._memory, offset, sequence)
+        self._workload = workload
+        deadline = time.monotonic() + timeout
+        while any(self._acknowledged(index) != sequence for index in range(len(streams))):
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"the vCPUs did not take up new streams within {timeout:g} s")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _acknowledged(self, vcpu: int) -> int:
+        offset = layout.CONTROL + layout.ACK_OFFSET + vcpu * layout.ACK.size
+        (sequence,) = layout.ACK.unpack_from(self._memory, offset)
+        return int(sequence)
