@@ -1,0 +1,46 @@
+# Every target first makes the machine ready (tools/setup): quick and silent when it already is.
+#
+#   make test PYTEST_ARGS="-k ring -x"     make prove ARGS=--json     make test PYTHON=python3.12
+
+ARGS ?=
+PYTEST_ARGS ?=
+
+python := .venv/bin/python
+sources := qemu_ring tests $(wildcard benchmarks/*.py tools/*.py)
+scripts := tools/setup .ci/run
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test prove lint unit format wheel clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 14
+
+setup: ## install what is missing: Debian packages, .venv
+	@tools/setup test
+
+test: lint ## lint and every test that this machine can run
+	$(python) -m pytest $(PYTEST_ARGS)
+
+prove: ## is this machine's QEMU losing dirty memory? succeeds with either answer
+	@tools/setup prove
+	@.venv/bin/qemu-ring prove $(ARGS) || { status=$$?; [ $$status -eq 1 ] || exit $$status; }
+
+lint: setup ## ruff, mypy, and shellcheck where it is installed
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy --explicit-package-bases $(sources)
+	@! command -v shellcheck >/dev/null || shellcheck $(scripts)
+
+unit: setup ## the tests that start no QEMU
+	$(python) -m pytest tests/unit $(PYTEST_ARGS)
+
+format: setup ## let ruff rewrite the code
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+wheel: setup ## build a wheel into dist/
+	$(python) -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove what make made, .venv too
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.*' -prune -exec rm -rf {} +
