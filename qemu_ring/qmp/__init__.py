@@ -1,0 +1,72 @@
+"""QMP: a monitor connection with deadlines, typed commands, events, and one clear end.
+
+::
+
+    async with await Monitor.connect("/tmp/qmp.sock") as monitor:
+        status = await commands.query_status(monitor)
+        with monitor.events("STOP") as events:
+            await commands.stop(monitor)
+            await events.wait(timeout=5)
+
+Nothing here holds the loop up or waits without a deadline, except for what is named
+`wait_disconnected`. See `qemu_ring.qmp.errors` for what can be raised.
+"""
+
+from qemu_ring.qmp import commands
+from qemu_ring.qmp.errors import (
+    CommandError,
+    CommandTimeoutError,
+    ConnectError,
+    DisconnectedError,
+    ProtocolError,
+    QmpError,
+)
+from qemu_ring.qmp.events import Event, Listener
+from qemu_ring.qmp.models import (
+    CharDevice,
+    CpuInfo,
+    DirtyRate,
+    KvmInfo,
+    MemoryBackendInfo,
+    MigrationInfo,
+    MigrationRam,
+    MigrationStatus,
+    PciBus,
+    PciDevice,
+    PciRegion,
+    PropertyInfo,
+    StatusInfo,
+    VersionInfo,
+)
+from qemu_ring.qmp.monitor import DEFAULT_TIMEOUT, Address, Monitor
+from qemu_ring.qmp.schema import Schema
+
+__all__ = [  # noqa: RUF022 - in order of importance
+    "Monitor",
+    "commands",
+    "Event",
+    "Listener",
+    "Schema",
+    "QmpError",
+    "ConnectError",
+    "DisconnectedError",
+    "CommandError",
+    "CommandTimeoutError",
+    "ProtocolError",
+    "MigrationInfo",
+    "MigrationRam",
+    "MigrationStatus",
+    "StatusInfo",
+    "VersionInfo",
+    "KvmInfo",
+    "CpuInfo",
+    "PciBus",
+    "PciDevice",
+    "PciRegion",
+    "MemoryBackendInfo",
+    "DirtyRate",
+    "PropertyInfo",
+    "CharDevice",
+    "Address",
+    "DEFAULT_TIMEOUT",
+]

@@ -1,0 +1,114 @@
+"""qemu.qmp's client, with the few things that `Monitor` needs and the library does not offer."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from qemu.qmp import ConnectError as LibraryConnectError
+from qemu.qmp import Message, QMPClient, Runstate
+from qemu.qmp.error import ProtocolError as LibraryProtocolError
+from qemu.qmp.message import DeserializationError, UnexpectedTypeError
+from qemu.qmp.qmp_client import GreetingError, NegotiationError, ServerParseError
+
+from qemu_ring.qmp.errors import ProtocolError
+
+__all__ = ["Cause", "Client", "explain"]
+
+_SHOWN = 80
+"""How many bytes of garbage an error message shows."""
+
+
+class Client(QMPClient):
+    """A QMPClient that can be hung up and aborted at once, from anywhere."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.logger.addFilter(_demote)
+
+    def hang_up(self) -> None:
+        """Begin to disconnect in good order, without waiting. Needs a running session."""
+        if self.runstate is Runstate.RUNNING:
+            self._schedule_disconnect()
+
+    def abort(self) -> None:
+        """Drop the connection with all unsent bytes, so that no wait on it can last."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+    async def flush(self) -> None:
+        """Wait until all that was queued has reached the socket.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        await self._bh_flush_writer()
+
+    async def _readline(self) -> bytes:
+        try:
+            line = await super()._readline()
+        except ValueError as error:
+            raise ProtocolError(f"a line longer than {self.readbuflen:,} bytes") from error
+        if not line.endswith(b"\n"):
+            # The library would parse the torn line and report bad JSON.
+            raise EOFError("in the middle of a message")
+        return line
+
+    # The library formats every message for its log, indented, even when nobody reads that log.
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        if self.logger.isEnabledFor(logging.DEBUG):
+            super()._cb_outbound(msg)
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        if self.logger.isEnabledFor(logging.DEBUG):
+            super()._cb_inbound(msg)
+        return msg
+
+
+def _demote(record: logging.LogRecord) -> bool:
+    """Log what the library finds at DEBUG: all of it reaches the caller as an exception."""
+    record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
+    return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+class Cause(NamedTuple):
+    """Why a connection failed: in words, and as the exception to chain."""
+
+    text: str
+    error: BaseException
+
+
+def explain(error: BaseException) -> Cause:
+    """Turn what the library raised on connecting or disconnecting into one line's cause."""
+    while isinstance(error, (LibraryConnectError, GreetingError, NegotiationError)):
+        if isinstance(error, NegotiationError) and isinstance(error.exc, AssertionError):
+            break  # The library asserts that negotiation succeeds.
+        error = error.exc
+    if isinstance(error, EOFError):
+        where = f" {error}" if error.args else ""
+        return Cause(f"the peer closed the connection{where}", error)
+    if isinstance(error, OSError):
+        return Cause(error.strerror or str(error) or type(error).__name__, error)
+    garbage = ProtocolError(f"the peer sent {_describe(error)}")
+    garbage.__cause__ = error
+    return Cause(garbage.message, garbage)
+
+
+def _describe(error: BaseException) -> str:
+    """Say what is wrong with what the peer sent, in one bounded line."""
+    if isinstance(error, ProtocolError):
+        return error.message
+    if isinstance(error, DeserializationError):
+        return f"what is no JSON: {error.raw[:_SHOWN]!r}"
+    if isinstance(error, UnexpectedTypeError):
+        return f"JSON that is no object: {repr(error.value)[:_SHOWN]}"
+    if isinstance(error, ServerParseError):
+        return f"an error that belongs to no command: {repr(error.msg.get('error'))[:_SHOWN]}"
+    if isinstance(error, NegotiationError):
+        return "an answer that is no success"
+    if isinstance(error, LibraryProtocolError):
+        return f"what is no QMP: {error.error_message}"
+    detail = " ".join(str(error).split())
+    return f"what is no QMP: {type(error).__name__} {detail}".rstrip()[: 2 * _SHOWN]

@@ -1,0 +1,261 @@
+"""QMP commands with types: each takes the monitor first, and raises what `Monitor.call` raises.
+
+`timeout` is in seconds everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Literal
+
+from qemu_ring.qmp.errors import DisconnectedError
+from qemu_ring.qmp.models import (
+    CapabilityState,
+    CharDevice,
+    CpuInfo,
+    DirtyRate,
+    KvmInfo,
+    MemoryBackendInfo,
+    MigrationInfo,
+    PciBus,
+    PropertyInfo,
+    StatusInfo,
+    VersionInfo,
+)
+from qemu_ring.qmp.monitor import DEFAULT_TIMEOUT, Monitor
+
+__all__ = [
+    "calc_dirty_rate",
+    "cont",
+    "device_list_properties",
+    "human",
+    "migrate",
+    "migrate_cancel",
+    "migrate_incoming",
+    "object_add",
+    "object_del",
+    "qom_get",
+    "qom_list_properties",
+    "qom_set",
+    "query_capabilities",
+    "query_chardev",
+    "query_cpus_fast",
+    "query_dirty_rate",
+    "query_kvm",
+    "query_memdev",
+    "query_migrate",
+    "query_parameters",
+    "query_pci",
+    "query_status",
+    "query_version",
+    "quit_",
+    "set_capabilities",
+    "set_parameters",
+    "stop",
+    "trace_event_set_state",
+]
+
+# The machine
+
+
+async def query_version(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> VersionInfo:
+    """Tell QEMU's version (which `Monitor.version` knows from the greeting, too)."""
+    return await monitor.call("query-version", VersionInfo, timeout=timeout)
+
+
+async def query_status(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> StatusInfo:
+    """Tell the run state."""
+    return await monitor.call("query-status", StatusInfo, timeout=timeout)
+
+
+async def query_kvm(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> KvmInfo:
+    """Tell whether KVM is in use."""
+    return await monitor.call("query-kvm", KvmInfo, timeout=timeout)
+
+
+async def query_cpus_fast(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> list[CpuInfo]:
+    """List the vCPUs, without disturbing them."""
+    return await monitor.call("query-cpus-fast", list[CpuInfo], timeout=timeout)
+
+
+async def stop(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Stop all vCPUs; they have stopped when this returns."""
+    await monitor.execute("stop", timeout=timeout)
+
+
+async def cont(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Let the vCPUs run."""
+    await monitor.execute("cont", timeout=timeout)
+
+
+async def quit_(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Ask QEMU to end. That the connection closes meanwhile, or is closed, is no error."""
+    with suppress(DisconnectedError):
+        await monitor.execute("quit", timeout=timeout)
+
+
+# Migration
+
+
+async def query_migrate(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> MigrationInfo:
+    """Tell how the current or last migration fares."""
+    return await monitor.call("query-migrate", MigrationInfo, timeout=timeout)
+
+
+async def migrate(monitor: Monitor, uri: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Begin to migrate to the URI; returns when it has begun, not when it has ended."""
+    await monitor.execute("migrate", {"uri": uri}, timeout=timeout)
+
+
+async def migrate_cancel(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Ask for the migration's end; it is cancelled when its status says so."""
+    await monitor.execute("migrate_cancel", timeout=timeout)
+
+
+async def migrate_incoming(monitor: Monitor, uri: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Listen on the URI, on a destination started with ``-incoming defer``."""
+    await monitor.execute("migrate-incoming", {"uri": uri}, timeout=timeout)
+
+
+async def query_capabilities(
+    monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT
+) -> dict[str, bool]:
+    """Tell of each migration capability this QEMU knows whether it is on."""
+    listed = await monitor.call(
+        "query-migrate-capabilities", list[CapabilityState], timeout=timeout
+    )
+    return {entry.capability: entry.state for entry in listed}
+
+
+async def set_capabilities(
+    monitor: Monitor, states: Mapping[str, bool], *, timeout: float = DEFAULT_TIMEOUT
+) -> None:
+    """Turn migration capabilities on and off; those not named stay as they are."""
+    listed = [{"capability": name, "state": state} for name, state in states.items()]
+    await monitor.execute("migrate-set-capabilities", {"capabilities": listed}, timeout=timeout)
+
+
+async def query_parameters(
+    monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT
+) -> dict[str, object]:
+    """Tell the migration parameters, by QMP name."""
+    return await monitor.call("query-migrate-parameters", dict[str, object], timeout=timeout)
+
+
+async def set_parameters(
+    monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT, **parameters: object
+) -> None:
+    """Set migration parameters, underscores for dashes, as ``max_bandwidth=2**20`` (bytes/s)."""
+    arguments = {name.replace("_", "-"): value for name, value in parameters.items()}
+    await monitor.execute("migrate-set-parameters", arguments, timeout=timeout)
+
+
+async def calc_dirty_rate(
+    monitor: Monitor,
+    seconds: int,
+    *,
+    mode: Literal["page-sampling", "dirty-ring", "dirty-bitmap"] = "page-sampling",
+    sample_pages: int | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> None:
+    """Begin to measure the dirty rate for so many seconds; `query_dirty_rate` has the result."""
+    arguments: dict[str, object] = {"calc-time": seconds, "mode": mode}
+    if sample_pages is not None:
+        arguments["sample-pages"] = sample_pages
+    await monitor.execute("calc-dirty-rate", arguments, timeout=timeout)
+
+
+async def query_dirty_rate(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> DirtyRate:
+    """Tell the dirty rate last measured."""
+    return await monitor.call("query-dirty-rate", DirtyRate, timeout=timeout)
+
+
+# Devices, objects and the rest
+
+
+async def query_pci(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> list[PciBus]:
+    """List the PCI buses with their devices and BARs."""
+    return await monitor.call("query-pci", list[PciBus], timeout=timeout)
+
+
+async def query_memdev(
+    monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT
+) -> list[MemoryBackendInfo]:
+    """List the memory backends."""
+    return await monitor.call("query-memdev", list[MemoryBackendInfo], timeout=timeout)
+
+
+async def query_chardev(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> list[CharDevice]:
+    """List the character devices."""
+    return await monitor.call("query-chardev", list[CharDevice], timeout=timeout)
+
+
+async def qom_get(
+    monitor: Monitor, path: str, name: str, *, timeout: float = DEFAULT_TIMEOUT
+) -> object:
+    """Read the property `name` of the object at the QOM path."""
+    return await monitor.execute("qom-get", {"path": path, "property": name}, timeout=timeout)
+
+
+async def qom_set(
+    monitor: Monitor, path: str, name: str, value: object, *, timeout: float = DEFAULT_TIMEOUT
+) -> None:
+    """Write the property `name` of the object at the QOM path."""
+    arguments = {"path": path, "property": name, "value": value}
+    await monitor.execute("qom-set", arguments, timeout=timeout)
+
+
+async def qom_list_properties(
+    monitor: Monitor, typename: str, *, timeout: float = DEFAULT_TIMEOUT
+) -> list[PropertyInfo]:
+    """List the properties of a QOM type."""
+    arguments = {"typename": typename}
+    return await monitor.call("qom-list-properties", list[PropertyInfo], arguments, timeout=timeout)
+
+
+async def device_list_properties(
+    monitor: Monitor, typename: str, *, timeout: float = DEFAULT_TIMEOUT
+) -> list[PropertyInfo]:
+    """List the properties that ``-device TYPENAME`` takes."""
+    arguments = {"typename": typename}
+    return await monitor.call(
+        "device-list-properties", list[PropertyInfo], arguments, timeout=timeout
+    )
+
+
+async def object_add(
+    monitor: Monitor,
+    qom_type: str,
+    object_id: str,
+    properties: Mapping[str, object] | None = None,
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> None:
+    """Make an object, as ``-object QOM_TYPE,id=OBJECT_ID`` does; properties by QMP name."""
+    arguments = {"qom-type": qom_type, "id": object_id, **(properties or {})}
+    await monitor.execute("object-add", arguments, timeout=timeout)
+
+
+async def object_del(monitor: Monitor, object_id: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Remove an object."""
+    await monitor.execute("object-del", {"id": object_id}, timeout=timeout)
+
+
+async def trace_event_set_state(
+    monitor: Monitor,
+    pattern: str,
+    enable: bool,
+    *,
+    ignore_unavailable: bool = False,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> None:
+    """Turn trace events on or off, by name or pattern (``kvm_*``)."""
+    arguments = {"name": pattern, "enable": enable, "ignore-unavailable": ignore_unavailable}
+    await monitor.execute("trace-event-set-state", arguments, timeout=timeout)
+
+
+async def human(monitor: Monitor, command_line: str, *, timeout: float = DEFAULT_TIMEOUT) -> str:
+    """Run a human monitor command; what it prints, its errors included, is the result."""
+    arguments = {"command-line": command_line}
+    return await monitor.call("human-monitor-command", str, arguments, timeout=timeout)
