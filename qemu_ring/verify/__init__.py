@@ -1,0 +1,20 @@
+"""Is guest memory equal, byte for byte, and which pages are not."""
+
+from qemu_ring.verify.comparison import (
+    Block,
+    Comparison,
+    StalePage,
+    compare,
+    compare_blocks,
+)
+from qemu_ring.verify.errors import ComparisonCancelledError, VerifyError
+
+__all__ = [
+    "Block",
+    "Comparison",
+    "ComparisonCancelledError",
+    "StalePage",
+    "VerifyError",
+    "compare",
+    "compare_blocks",
+]
