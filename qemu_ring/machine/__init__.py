@@ -1,0 +1,40 @@
+"""Start, attach to and stop a QEMU; find out what this host and a QEMU binary can do."""
+
+from qemu_ring.machine.binary import QemuBinary, find_qemu, probe_qemu
+from qemu_ring.machine.description import (
+    Accelerator,
+    Device,
+    Disk,
+    MachineDescription,
+    MemoryBackend,
+)
+from qemu_ring.machine.diagnosis import Check, Diagnosis, Finding, diagnose
+from qemu_ring.machine.errors import MachineDiedError, MachineError
+from qemu_ring.machine.host import Host, probe_host, require_memory
+from qemu_ring.machine.kvm import KvmCapabilities, probe_kvm
+from qemu_ring.machine.machine import Machine
+from qemu_ring.machine.memory import UnnamedFile
+
+__all__ = [
+    "Accelerator",
+    "Check",
+    "Device",
+    "Diagnosis",
+    "Disk",
+    "Finding",
+    "Host",
+    "KvmCapabilities",
+    "Machine",
+    "MachineDescription",
+    "MachineDiedError",
+    "MachineError",
+    "MemoryBackend",
+    "QemuBinary",
+    "UnnamedFile",
+    "diagnose",
+    "find_qemu",
+    "probe_host",
+    "probe_kvm",
+    "probe_qemu",
+    "require_memory",
+]

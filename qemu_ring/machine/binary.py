@@ -1,0 +1,189 @@
+"""What a QEMU binary is and can do, asked of the binary itself, never guessed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from qemu_ring.errors import HostError, QemuUnsuitableError, UsageError
+from qemu_ring.machine.machine import last_lines
+from qemu_ring.machine.process import ChildProcess
+from qemu_ring.qmp import CommandError, Monitor, QmpError
+
+__all__ = ["QemuBinary", "find_qemu", "probe_qemu"]
+
+_NAME = "qemu-system-x86_64"
+
+
+@dataclass(frozen=True, slots=True)
+class QemuBinary:
+    """A QEMU binary and its features.
+
+    Args:
+        path: the binary.
+        version: such as "7.2.22 (Debian 1:7.2+dfsg-7)".
+        sha256: of the binary, hex.
+        kvm: whether KVM is built in.
+        ring_property: the KVM accelerator's property that sets the ring's size in
+            entries; None if this QEMU has no dirty ring.
+        flush_policies: whether it is patched: its KVM accelerator has `memslot-flush`.
+        ivshmem: whether it has `ivshmem-plain`, by which slots are removed.
+        machines: machine types.
+    """
+
+    path: Path
+    version: str
+    sha256: str
+    kvm: bool
+    ring_property: str | None
+    flush_policies: bool
+    ivshmem: bool
+    machines: frozenset[str]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON, without the long list of machine types."""
+        fields = asdict(self)
+        del fields["machines"], fields["flush_policies"]
+        return {**fields, "path": str(self.path), "patched": self.flush_policies}
+
+    def require_kvm(self) -> None:
+        """Check that KVM is built in.
+
+        Raises:
+            QemuUnsuitableError: it is not.
+        """
+        if not self.kvm:
+            raise self._unsuitable("was built without KVM", "name another with --qemu")
+
+    def require_ring(self) -> str:
+        """Tell the accelerator's property that sets the dirty ring's size.
+
+        Raises:
+            QemuUnsuitableError: it does not.
+        """
+        if self.ring_property is None:
+            raise self._unsuitable(
+                "is too old for the dirty ring", "use QEMU 6.1 or newer, or --tracking bitmap"
+            )
+        return self.ring_property
+
+    def require_slot_removal(self, machine: str) -> None:
+        """Check that slots can be removed on a machine type.
+
+        Raises:
+            QemuUnsuitableError: they cannot.
+        """
+        if not self.ivshmem:
+            raise self._unsuitable(
+                "has no ivshmem-plain device, by which slots are removed",
+                "use a QEMU built with CONFIG_IVSHMEM_DEVICE, as the distributions' are",
+            )
+        if machine not in self.machines:
+            raise self._unsuitable(f"has no machine type {machine}", "see -machine help")
+
+    def _unsuitable(self, what: str, hint: str) -> QemuUnsuitableError:
+        return QemuUnsuitableError(f"{self.path} ({self.version}) {what}", hint=hint)
+
+
+def find_qemu(path: str | None = None) -> Path:
+    """The QEMU to use: the one named, else the first on PATH.
+
+    Raises:
+        UsageError: the path named is not a program.
+        HostError: none is installed.
+    """
+    if path is None:
+        found = shutil.which(_NAME)
+        if found is None:
+            raise HostError(
+                f"{_NAME} is not installed", hint="install it: apt-get install qemu-system-x86"
+            )
+        return Path(found)
+    found = shutil.which(path)
+    if found is None:
+        what = "is a directory" if Path(path).is_dir() else "is not a program"
+        what = what if Path(path).exists() else "does not exist"
+        raise UsageError(f"{path} {what}", hint=f"name a {_NAME} binary")
+    return Path(found)
+
+
+async def probe_qemu(path: Path, *, timeout: float = 10.0) -> QemuBinary:
+    """Ask a QEMU binary what it is and what it can do; needs no KVM and no guest.
+
+    Args:
+        path: the binary.
+        timeout: seconds.
+
+    Raises:
+        QemuUnsuitableError: it is no QEMU for x86-64; its last words are in the message.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        arguments = [str(path), "-machine", "none,accel=tcg:kvm", "-nodefaults"]
+        arguments += ["-display", "none", "-S"]
+        arguments += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}"]
+        arguments += ["-mon", "chardev=qmp,mode=control"]
+        try:
+            process = await ChildProcess.start(arguments, fds=[theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+    try:
+        async with await Monitor.connect(ours, name=str(path), timeout=timeout) as monitor:
+            return await _ask(monitor, path)
+    except QmpError as error:
+        await process.stop()
+        text = process.output()
+        why = last_lines(text) if text.strip() else error.message
+        raise QemuUnsuitableError(
+            f"{path} is no usable QEMU: {why}", hint=f"name a {_NAME} binary with --qemu"
+        ) from error
+    finally:
+        await process.stop()
+        process.close()
+
+
+async def _ask(monitor: Monitor, path: Path) -> QemuBinary:
+    target = await monitor.call("query-target", dict[str, str])
+    if target.get("arch") != "x86_64":
+        raise QemuUnsuitableError(
+            f"{path} is a QEMU for {target.get('arch')}", hint=f"name a {_NAME} binary"
+        )
+    accelerator = await _properties(monitor, "qom-list-properties", "kvm-accel")
+    machines = await monitor.call("query-machines", list[dict[str, object]])
+    names = {str(entry[key]) for entry in machines for key in ("name", "alias") if key in entry}
+    version = ".".join(map(str, monitor.version))
+    ring = next((p for p in ("dirty-ring-size", "dirty-gfn-count") if p in accelerator), None)
+    return QemuBinary(
+        path=path,
+        version=f"{version} ({monitor.package})" if monitor.package else version,
+        sha256=await asyncio.to_thread(_sha256, path),
+        kvm=bool(accelerator),
+        ring_property=ring,
+        flush_policies="memslot-flush" in accelerator,
+        ivshmem=bool(await _properties(monitor, "device-list-properties", "ivshmem-plain")),
+        machines=frozenset(names),
+    )
+
+
+async def _properties(monitor: Monitor, command: str, typename: str) -> frozenset[str]:
+    """Names of a QOM type's properties; none if there is no such type."""
+    try:
+        listed = await monitor.call(command, list[dict[str, object]], {"typename": typename})
+    except CommandError:
+        return frozenset()
+    return frozenset(str(entry["name"]) for entry in listed)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

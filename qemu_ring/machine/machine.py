@@ -1,0 +1,248 @@
+"""A QEMU that we started, or one that was running already."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from qemu_ring.errors import QemuRingError
+from qemu_ring.machine.description import CommandLine, MachineDescription
+from qemu_ring.machine.errors import MachineDiedError, MachineError
+from qemu_ring.machine.memory import UnnamedFile
+from qemu_ring.machine.process import ChildProcess
+from qemu_ring.qmp import Address, ConnectError, Monitor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Machine"]
+
+_LAST_LINES = 3
+_NOTICE_SECONDS = 0.3
+_TEXTS = ("output", "log", "serial")
+
+
+class Machine:
+    """A QEMU and its monitor. Made by `start` or `attach`; an async context manager.
+
+    Leaving the context stops a QEMU that `start` made. One that was attached to is
+    only disconnected from: it was not ours to end. If it is an error that leaves the
+    context, and the QEMU has ended by itself, MachineDiedError tells how, and replaces
+    what was only its consequence.
+
+    Attributes:
+        name: what messages call it.
+        monitor: its QMP session.
+        description: what it was started from; None if attached.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        monitor: Monitor,
+        *,
+        description: MachineDescription | None = None,
+        process: ChildProcess | None = None,
+        logs: dict[str, UnnamedFile] | None = None,
+        log_directory: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.monitor = monitor
+        self.description = description
+        self._process = process
+        self._logs = logs or {}
+        self._log_directory = log_directory
+        self._kept: dict[str, str] | None = None  # texts, once the files are closed
+
+    @classmethod
+    async def start(
+        cls,
+        binary: Path,
+        description: MachineDescription,
+        *,
+        name: str = "guest",
+        log_directory: Path | None = None,
+        timeout: float = 30.0,
+    ) -> Self:
+        """Start a QEMU, and return when its monitor answers.
+
+        Args:
+            binary: the qemu-system program.
+            description: what to start.
+            name: what messages call it.
+            log_directory: where to keep NAME.output, NAME.log (trace events too) and
+                NAME.serial when it ends; None to forget them then.
+            timeout: seconds.
+
+        Raises:
+            MachineError: it ended at once, or its monitor did not answer in time; the
+                message holds its last log lines.
+            HostError: the host lacks what starting needs.
+        """
+        with ExitStack() as files:
+            logs = {kind: files.enter_context(UnnamedFile(kind)) for kind in ("log", "serial")}
+            ours, theirs = socket.socketpair()
+            files.callback(ours.close)
+            with theirs, CommandLine() as line:
+                line.machine(description, log=logs["log"])
+                line.fds.add(theirs.fileno())
+                line.add("-chardev", f"socket,id=qemu-ring-qmp,fd={theirs.fileno()}")
+                line.add("-mon", "chardev=qemu-ring-qmp,mode=control")
+                line.add("-serial", f"file:{line.inherit(logs['serial'])}")
+                process = await ChildProcess.start([str(binary), *line.arguments], fds=line.fds)
+            try:
+                monitor = await Monitor.connect(ours, name=name, timeout=timeout)
+            except BaseException as error:
+                # A monitor that closed says that QEMU is ending; stop() reaps it.
+                text = process.output()
+                ended_itself = isinstance(error, ConnectError) and await _ends(process)
+                await process.stop()
+                text = process.output() or text
+                process.close()
+                if not isinstance(error, ConnectError):
+                    raise
+                how = _how(process.returncode) if ended_itself else "its monitor did not answer"
+                raise MachineError(
+                    f"{name}: {binary} did not start: {how}: {last_lines(text)}"
+                ) from error
+            files.pop_all()
+        return cls(
+            name,
+            monitor,
+            description=description,
+            process=process,
+            logs=logs,
+            log_directory=log_directory,
+        )
+
+    @classmethod
+    async def attach(cls, address: Address, *, name: str = "guest", timeout: float = 10.0) -> Self:
+        """Connect to the QMP monitor of a QEMU that is running already.
+
+        Args:
+            address: a unix socket's path, or host and port.
+            name: what messages call it.
+            timeout: seconds.
+
+        Raises:
+            ConnectError: nobody answers there.
+        """
+        return cls(name, await Monitor.connect(address, name=name, timeout=timeout))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if isinstance(error, QemuRingError) and await self._is_gone():
+                raise await self.explain(error) from error
+        finally:
+            await self.close()
+
+    @property
+    def owned(self) -> bool:
+        """Whether it was started here, and so ends with this object."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None if attached."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status as in `ChildProcess`; None while it runs, or if attached."""
+        return None if self._process is None else self._process.returncode
+
+    def text(self, kind: str) -> str:
+        """What it wrote so far: to its "output", its "log" (trace events too) or "serial".
+
+        Empty for a QEMU that was attached to.
+        """
+        if kind not in _TEXTS:
+            raise ValueError(f"there is no text called {kind}")
+        if self._kept is not None:
+            return self._kept[kind]
+        if self._process is None:
+            return ""
+        if kind == "output":
+            return self._process.output()
+        return self._logs[kind].read().decode(errors="replace")
+
+    async def explain(self, error: QemuRingError) -> MachineDiedError:
+        """Say what became of a QEMU whose monitor is gone, and show its last log lines.
+
+        Returns:
+            an error to raise from `error`.
+        """
+        if self._process is None:
+            return MachineDiedError(f"{self.name}: {error.message}", hint=error.hint)
+        ended = await _ends(self._process)
+        how = _how(self._process.returncode) if ended else f"it runs, but {error.message}"
+        lines = last_lines(self.text("output") or self.text("log"))
+        return MachineDiedError(f"{self.name}: QEMU ended unasked: {how}: {lines}")
+
+    async def _is_gone(self) -> bool:
+        """Whether the monitor is lost, or is about to be: a peer may notice first."""
+        try:
+            await asyncio.wait_for(self.monitor.wait_disconnected(), _NOTICE_SECONDS)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """Kill it now (SIGKILL), for those who mean it; `close` still has to follow."""
+        if self._process is None:
+            raise ValueError("not ours to kill")
+        self._process.kill()
+
+    async def close(self) -> None:
+        """Disconnect, and stop the QEMU if it was started here; safe to call again."""
+        try:
+            await self.monitor.close()
+        finally:
+            if self._process is not None and self._kept is None:
+                await self._process.stop()
+                self._kept = {kind: self.text(kind) for kind in _TEXTS}
+                self._process.close()
+                for file in self._logs.values():
+                    file.close()
+                if self._log_directory is not None:
+                    await asyncio.to_thread(self._save_logs, self._log_directory)
+
+    def _save_logs(self, directory: Path) -> None:
+        for kind in _TEXTS:
+            path = directory / f"{self.name}.{kind}"
+            with path.open("a", encoding="utf-8") as file:  # several may share a name
+                file.write(self.text(kind))
+
+
+def last_lines(text: str, count: int = _LAST_LINES) -> str:
+    """The last lines of a log as one line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " | ".join(lines[-count:]) or "it logged nothing"
+
+
+async def _ends(process: ChildProcess) -> bool:
+    """Whether a process whose monitor is gone ends by itself, which takes a moment."""
+    try:
+        await asyncio.wait_for(process.wait(), 2.0)
+    except asyncio.TimeoutError:
+        return False
+    return True
+
+
+def _how(returncode: int | None) -> str:
+    if returncode is not None and returncode < 0:
+        return f"killed by {signal.Signals(-returncode).name}"
+    return f"exit status {returncode}"
