@@ -1,0 +1,5 @@
+"""Tracking of a guest's dirty memory."""
+
+from qemu_ring.dirty.tracking import Tracking
+
+__all__ = ["Tracking"]

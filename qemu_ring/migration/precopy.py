@@ -1,0 +1,168 @@
+"""One precopy migration that is held open, and completed when its caller says so."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+
+from qemu_ring.errors import QemuRingError
+from qemu_ring.machine import Machine
+from qemu_ring.qmp import Event, Listener, MigrationInfo, MigrationStatus, commands
+
+__all__ = ["EndedEarlyError", "HeldPrecopy", "MigrationError", "Pace"]
+
+_FD_NAME = "qemu-ring-migration"
+_UNLIMITED = 1 << 40
+_FINAL = {status.value for status in MigrationStatus if status.is_final}
+
+
+class MigrationError(QemuRingError):
+    """A migration failed, or ended when it was not meant to."""
+
+
+class EndedEarlyError(MigrationError):
+    """A migration completed that should have been held open: the guest dirtied too little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a held precopy sends, in bytes per second.
+
+    Args:
+        first_pass: until all memory was sent once. It must take longer than the 100 ms
+            after which QEMU first measures its bandwidth: until then its threshold is 0,
+            and a pass that ends is taken for the last, without another harvest.
+        held: from then on; what the guest dirties must exceed it, or nothing holds
+            the migration open.
+    """
+
+    first_pass: int = 200 << 20
+    held: int = 1 << 20
+
+
+class HeldPrecopy:
+    """A precopy migration between two machines of this host.
+
+    The channel is a socket pair: there is no path and no port that could be left
+    behind or be taken. Use it as an async context manager, then `hold`, then `finish`::
+
+        async with HeldPrecopy(source, destination) as migration:
+            await migration.hold()
+            ...  # the first pass is over, and the migration goes on
+            await migration.finish()
+
+    Args:
+        source: a running guest.
+        destination: its twin, started with `incoming="defer"`.
+        pace: bandwidths.
+    """
+
+    def __init__(self, source: Machine, destination: Machine, pace: Pace | None = None) -> None:
+        self._source = source.monitor
+        self._destination = destination.monitor
+        self._pace = pace or Pace()
+        self._listening = ExitStack()
+
+    async def __aenter__(self) -> HeldPrecopy:
+        self._passes = self._listening.enter_context(
+            self._source.events("MIGRATION", "MIGRATION_PASS")
+        )
+        self._arrivals = self._listening.enter_context(self._destination.events("MIGRATION"))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._listening.close()
+
+    async def hold(self, *, timeout: float = 60.0) -> None:
+        """Start, wait until the first pass is over, and from then on send slowly.
+
+        Args:
+            timeout: seconds for the first pass.
+
+        Raises:
+            EndedEarlyError: it completed, because the guest dirtied too little.
+            MigrationError: it failed.
+            DeadlineError: the first pass did not end in time.
+        """
+        for monitor in (self._source, self._destination):
+            await commands.set_capabilities(monitor, {"events": True})
+        # A limit of 0 would complete at once: QEMU then skips the exact count.
+        await commands.set_parameters(
+            self._source, max_bandwidth=self._pace.first_pass, downtime_limit=1
+        )
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            await self._source.send_fd(_FD_NAME, ours.fileno())
+            await self._destination.send_fd(_FD_NAME, theirs.fileno())
+        await commands.migrate_incoming(self._destination, f"fd:{_FD_NAME}")
+        await commands.migrate(self._source, f"fd:{_FD_NAME}")
+        await self._wait(self._passes, lambda event: event.data.get("pass", 0) >= 2, timeout)
+        await commands.set_parameters(self._source, max_bandwidth=self._pace.held)
+        if not (await commands.query_status(self._source)).running:
+            await self._wait(self._passes, _completed, timeout)
+            raise _over(await commands.query_migrate(self._source))
+
+    async def progress(self) -> MigrationInfo:
+        """Tell how the migration fares, in QEMU's own figures.
+
+        Raises:
+            MigrationError: it is over, though nobody called `finish`.
+        """
+        info = await commands.query_migrate(self._source)
+        if info.is_final:
+            raise _over(info)
+        return info
+
+    async def finish(self, *, timeout: float = 120.0) -> MigrationInfo:
+        """Stop the guest, send what is left, and return when both sides have it all.
+
+        The source is in state postmigrate then; the destination is paused, if it was
+        started so.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            MigrationError: it failed, or had ended already.
+            DeadlineError: it did not complete in time.
+        """
+        await commands.stop(self._source)
+        await self.progress()
+        # QEMU completes when what is left fits into the downtime at the bandwidth that
+        # it measured, and it measured the slow one: so both limits have to rise.
+        await commands.set_parameters(self._source, max_bandwidth=_UNLIMITED, downtime_limit=300)
+        for events in (self._passes, self._arrivals):
+            await self._wait(events, _completed, timeout)
+        return await commands.query_migrate(self._source)
+
+    async def _wait(
+        self, events: Listener, wanted: Callable[[Event], bool], timeout: float
+    ) -> None:
+        """Wait for an event of the migration, or its premature end."""
+        event = await events.wait(
+            lambda event: wanted(event) or event.data.get("status") in _FINAL,
+            timeout=timeout,
+            what="progress of the migration",
+        )
+        if not wanted(event):
+            raise _over(await commands.query_migrate(self._source))
+
+
+def _completed(event: Event) -> bool:
+    return event.data.get("status") == MigrationStatus.COMPLETED
+
+
+def _over(info: MigrationInfo) -> MigrationError:
+    if info.status is MigrationStatus.COMPLETED:
+        return EndedEarlyError(
+            "the migration completed while it should be held open: the guest dirtied too little"
+        )
+    return MigrationError(f"the migration is {info.status}: {info.error_desc or 'no reason given'}")
