@@ -10,7 +10,7 @@ sources := qemu_ring tests $(wildcard benchmarks/*.py tools/*.py)
 scripts := tools/setup .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test prove lint unit format wheel clean
+.PHONY: help setup test prove lint unit format firmware wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 14
@@ -37,6 +37,10 @@ unit: setup ## the tests that start no QEMU
 format: setup ## let ruff rewrite the code
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
+
+firmware: setup ## rebuild the workload firmware from its source
+	$(python) -c 'from pathlib import Path; from qemu_ring.guest import build_image; \
+	Path("qemu_ring/guest/workload.bin").write_bytes(build_image())'
 
 wheel: setup ## build a wheel into dist/
 	$(python) -m pip wheel --quiet --no-deps --wheel-dir dist .

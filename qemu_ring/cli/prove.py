@@ -1,0 +1,153 @@
+"""`qemu-ring prove`: parsing and printing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from qemu_ring.cli.output import notes, print_json
+from qemu_ring.cli.running import run
+from qemu_ring.dirty import Tracking
+from qemu_ring.machine import find_qemu
+from qemu_ring.prove import Control, ProveOptions, ProveResult, Verdict, prove
+from qemu_ring.prove import Progress as State
+
+__all__ = ["prove_command"]
+
+_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command("prove")
+@click.option("--qemu", metavar="PATH", help="QEMU to test; default: qemu-system-x86_64 on PATH.")
+@click.option(
+    "--tracking",
+    metavar="ring:SIZE|bitmap",
+    default="ring:4096",
+    show_default=True,
+    help="How dirty pages are tracked; SIZE in entries, a power of two.",
+)
+@click.option("--removals", type=int, metavar="N", help="Stop after N removals of slots.")
+@click.option(
+    "--seconds", type=float, metavar="S", help="Begin no round after S seconds; default: 10."
+)
+@click.option(
+    "--vcpus", type=int, metavar="N", default=1, show_default=True, help="vCPUs that write."
+)
+@click.option(
+    "--machine", type=click.Choice(["pc", "q35"]), default="pc", show_default=True, help="Machine."
+)
+@click.option("--until-loss", is_flag=True, help="Stop at the first stale page; tell the time.")
+@click.option(
+    "--control",
+    type=click.Choice([control.value for control in Control]),
+    help="Run a control that must find nothing.",
+)
+@click.option(
+    "--memory-dir",
+    type=_DIRECTORY,
+    help="Where guest memory lives, such as /dev/shm; default: memory without a name.",
+)
+@click.option("--log-dir", type=_DIRECTORY, help="Keep the QEMUs' logs there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def prove_command(
+    qemu: str | None,
+    tracking: str,
+    removals: int | None,
+    seconds: float | None,
+    vcpus: int,
+    machine: str,
+    until_loss: bool,
+    control: str | None,
+    memory_dir: Path | None,
+    log_dir: Path | None,
+    as_json: bool,
+) -> int:
+    """Show whether a QEMU loses dirty bits when memory slots go away.
+
+    Starts a guest, migrates it live again and again while its memory slots are removed
+    and added, and compares all memory byte for byte. Exits with 1 if a page was stale.
+    """
+    options = ProveOptions(
+        tracking=Tracking.parse(tracking),
+        machine=machine,
+        vcpus=vcpus,
+        seconds=seconds,
+        removals=removals,
+        until_loss=until_loss,
+        control=None if control is None else Control(control),
+        memory_directory=memory_dir,
+        log_directory=log_dir,
+    )
+    binary = find_qemu(qemu)
+    with _progress(options) as show:
+        result = run(prove(binary, options, on_progress=show))
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        _print_verdict(result)
+    return int(result.exit_status)
+
+
+@contextmanager
+def _progress(options: ProveOptions) -> Iterator[Callable[[State], None]]:
+    """A bar on standard error, gone when done; nothing if that is no terminal."""
+    total = 1.0 if options.until_loss else None
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        console=notes,
+        transient=True,
+        disable=not notes.is_terminal,
+    ) as bar:
+        task = bar.add_task("starting the guest", total=total)
+
+        def show(state: State) -> None:
+            stale = f"[bold red]{state.stale_pages:,}[/]" if state.stale_pages else "0"
+            bar.update(
+                task,
+                total=1.0,
+                completed=0.0 if options.until_loss else _done(options, state),
+                description=f"{stale} stale pages, {state.removals:,} removals, "
+                f"{state.rounds} migrations",
+            )
+
+        yield show
+
+
+def _done(options: ProveOptions, state: State) -> float:
+    """How much of the run is over, 0 to 1: whichever limit is nearer."""
+    parts = [0.0]
+    if options.time_limit is not None:
+        parts.append(state.seconds / options.time_limit)
+    if options.removals is not None:
+        parts.append(state.removals / options.removals)
+    return min(1.0, max(parts))
+
+
+def _print_verdict(result: ProveResult) -> None:
+    verdict = Verdict.of(result)
+    console = Console(highlight=False, soft_wrap=False)
+    console.print(Text(verdict.headline, style="bold red" if result.stale_pages else "bold green"))
+    for paragraph in verdict.meaning:
+        console.print()
+        console.print(Text(paragraph))
+    if verdict.pages:
+        console.print()
+        console.print("Stale pages (digests of the content):")
+        for line in verdict.pages:
+            console.print(Text(f"  {line}"), soft_wrap=True)
+    console.print()
+    console.print(
+        Text(
+            f"{result.seconds:.1f} s; the guest wrote {result.first_write_seconds * 1000:.0f} ms "
+            f"after QEMU's start; kernel {result.host.kernel}, {result.host.cpu_model}."
+        )
+    )

@@ -1,0 +1,79 @@
+"""What is to be proved, checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from qemu_ring.dirty import Tracking
+from qemu_ring.errors import UsageError
+from qemu_ring.guest import MAX_VCPUS
+
+__all__ = ["Control", "ProveOptions"]
+
+DEFAULT_SECONDS = 10.0
+UNTIL_LOSS_SECONDS = 300.0
+
+
+class Control(Enum):
+    """A run that must find nothing, to show that the method itself loses nothing."""
+
+    IDLE = "idle"
+    """Slots are removed, but the guest writes nothing into them."""
+    NO_REMOVALS = "no-removals"
+    """The guest writes, but no slot is removed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProveOptions:
+    """One proof.
+
+    Args:
+        tracking: how dirty pages are tracked.
+        machine: machine type, pc or q35.
+        vcpus: how many vCPUs write.
+        seconds: when to begin no further round; None for no limit but `removals`, or
+            for the default if there is no limit at all.
+        removals: when to stop: slots removed; None for no limit but `seconds`.
+        until_loss: stop after the first round that lost a page.
+        control: run a control instead.
+        memory_directory: where guest memory lives; None for memory without a name.
+        log_directory: where the QEMUs' logs are kept; None to keep none.
+
+    Raises:
+        UsageError: a value that cannot be right.
+    """
+
+    tracking: Tracking = field(default_factory=lambda: Tracking(4096))
+    machine: str = "pc"
+    vcpus: int = 1
+    seconds: float | None = None
+    removals: int | None = None
+    until_loss: bool = False
+    control: Control | None = None
+    memory_directory: Path | None = None
+    log_directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.vcpus <= MAX_VCPUS:
+            raise UsageError(f"{self.vcpus} vCPUs are out of range", hint=f"use 1 to {MAX_VCPUS}")
+        if self.seconds is not None and not self.seconds > 0:
+            raise UsageError("--seconds must be greater than 0", hint="leave it out for 10")
+        if self.removals is not None and self.removals < 1:
+            raise UsageError(
+                "--removals must be at least 1", hint="--control no-removals removes none"
+            )
+        if self.control is not None and self.until_loss:
+            raise UsageError("a control run has no loss to wait for", hint="leave out --until-loss")
+        if self.control is Control.NO_REMOVALS and self.removals is not None:
+            raise UsageError("--control no-removals removes no slot", hint="leave out --removals")
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds after which no further round begins; None for no limit."""
+        if self.seconds is not None:
+            return self.seconds
+        if self.until_loss:
+            return UNTIL_LOSS_SECONDS
+        return None if self.removals is not None else DEFAULT_SECONDS

@@ -1,0 +1,226 @@
+"""One round: a migration held open while slots go away, completed, and compared."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qemu_ring.errors import DeadlineError
+from qemu_ring.guest import VcpuState, WorkloadControl, pages_changed, read_tokens
+from qemu_ring.machine import Machine
+from qemu_ring.memslot import PciSlots
+from qemu_ring.migration import HeldPrecopy
+from qemu_ring.prove.result import RoundKind
+from qemu_ring.prove.stage import HELPER, SLOT, SLOT_ADDRESS, Memory, Plan
+from qemu_ring.qmp import commands
+from qemu_ring.verify import Comparison, compare
+
+__all__ = ["Outcome", "Source", "start_source"]
+
+_WALK_SECONDS = 5.0
+"""A round's walk is cut off after this; what is pending holds a migration open for longer."""
+_POLL_SECONDS = 0.002
+_IDLE_REMOVALS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one round did and found."""
+
+    kind: RoundKind
+    removals: int
+    pages_written: int
+    writes: int
+    pages_sent: int
+    seconds: float
+    comparison: Comparison
+
+
+@dataclass(slots=True)
+class Source:
+    """The guest under test, running, its slots mapped.
+
+    Args:
+        first_write_seconds: from its start until every vCPU had written.
+    """
+
+    binary: Path
+    plan: Plan
+    memory: Memory
+    machine: Machine
+    control: WorkloadControl
+    slots: PciSlots
+    first_write_seconds: float
+    memory_directory: Path | None
+    log_directory: Path | None
+
+    async def baseline(self) -> Outcome:
+        """No write into the slots, no removal: what a migration sends in any case."""
+        return await self._round("baseline", self._rest)
+
+    async def re_add(self) -> Outcome:
+        """As `baseline`, but SLOT is removed and added once: what that makes QEMU send."""
+        return await self._round("re-add", self._re_add_once)
+
+    async def idle_removals(self, limit: int | None, tick: Callable[[], None]) -> Outcome:
+        """Removals, while nothing is written into the slots."""
+
+        async def work() -> None:
+            await self._rest()
+            await self._remove(min(limit or _IDLE_REMOVALS, _IDLE_REMOVALS), lambda: True, tick)
+
+        return await self._round("idle-removals", work)
+
+    async def walk(self) -> Outcome:
+        """The guest walks over SLOT, and nothing is removed."""
+
+        async def work() -> None:
+            await self.control.set_streams(self.plan.walk)
+            deadline = time.monotonic() + 4 * _WALK_SECONDS
+            while self._walking():
+                if time.monotonic() > deadline:
+                    raise DeadlineError("the guest did not get through its memory in time")
+                await asyncio.sleep(_POLL_SECONDS)
+
+        return await self._round("walk", work)
+
+    async def removals(self, limit: int | None, tick: Callable[[], None]) -> Outcome:
+        """The guest walks over SLOT while SLOT and HELPER are removed again and again.
+
+        Args:
+            limit: most slots to remove; None for as many as the walk lasts.
+            tick: called after each cycle.
+        """
+
+        async def work() -> None:
+            await self.control.set_streams(self.plan.walk)
+            await self._remove(limit, self._walking, tick)
+
+        return await self._round("removals", work)
+
+    async def _remove(
+        self, limit: int | None, wanted: Callable[[], bool], tick: Callable[[], None]
+    ) -> None:
+        start, first = time.monotonic(), self.slots.removals
+        while wanted() and time.monotonic() - start < _WALK_SECONDS:
+            left = 2 if limit is None else limit - (self.slots.removals - first)
+            if left <= 0:
+                return
+            await self.slots.cycle((SLOT, HELPER)[:left])
+            tick()
+
+    def _walking(self) -> bool:
+        return any(vcpu.state is VcpuState.RUNNING for vcpu in self.control.statistics().vcpus)
+
+    async def _rest(self) -> None:
+        """Rewrite all of the ballast, so that the same is left to send each time; then idle."""
+        await self._rewrite_ballast()
+        await self.control.set_streams(self.plan.idle)
+
+    async def _rewrite_ballast(self) -> None:
+        """Wait until each vCPU, at its ballast, was through all of it."""
+        target = [vcpu.passes + 2 for vcpu in self.control.statistics().vcpus]
+        deadline = time.monotonic() + _WALK_SECONDS
+        while any(
+            vcpu.passes < passes
+            for vcpu, passes in zip(self.control.statistics().vcpus, target, strict=True)
+        ):
+            if time.monotonic() > deadline:
+                raise DeadlineError("the guest did not get through its ballast in time")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _re_add_once(self) -> None:
+        await self._rest()
+        await self.slots.cycle([SLOT])
+
+    async def _round(self, kind: RoundKind, work: Callable[[], Awaitable[None]]) -> Outcome:
+        monitor = self.machine.monitor
+        started = time.monotonic()
+        removals = self.slots.removals
+        with Memory(self.memory_directory) as memory:
+            twin = Machine.start(
+                self.binary,
+                self.plan.describe(memory, destination=True),
+                name="destination",
+                log_directory=self.log_directory,
+            )
+            async with (
+                await twin as destination,
+                HeldPrecopy(self.machine, destination) as migration,
+            ):
+                await commands.cont(monitor)
+                await self.control.set_streams(self.plan.ballast)
+                await self._rewrite_ballast()
+                await migration.hold()
+                before, writes = self._tokens(), self._writes()
+                try:
+                    await work()
+                except DeadlineError:
+                    await migration.progress()  # a guest that has moved on writes nothing
+                    raise
+                info = await migration.finish()
+                comparison = await compare(self.memory.blocks(memory))
+        return Outcome(
+            kind=kind,
+            removals=self.slots.removals - removals,
+            pages_written=pages_changed(before, self._tokens()),
+            writes=self._writes() - writes,
+            pages_sent=0 if info.ram is None else info.ram.normal + info.ram.duplicate,
+            seconds=time.monotonic() - started,
+            comparison=comparison,
+        )
+
+    def _tokens(self) -> list[int]:
+        file = self.memory.files[SLOT]
+        return read_tokens(file.fd, file.size)
+
+    def _writes(self) -> int:
+        return self.control.statistics().writes_to(SLOT)
+
+
+@asynccontextmanager
+async def start_source(
+    binary: Path, plan: Plan, *, memory_directory: Path | None, log_directory: Path | None
+) -> AsyncIterator[Source]:
+    """Start the guest under test, and wait until it writes.
+
+    Args:
+        binary: the QEMU to test.
+        plan: what guests to start.
+        memory_directory: where their memory lives; None for memory without a name.
+        log_directory: where to keep the QEMUs' logs when they end; None for nowhere.
+    """
+    async with AsyncExitStack() as stack:
+        memory = stack.enter_context(Memory(memory_directory))
+        started = time.monotonic()
+        machine = await stack.enter_async_context(
+            await Machine.start(
+                binary,
+                plan.describe(memory, destination=False),
+                name="source",
+                log_directory=log_directory,
+            )
+        )
+        control = stack.enter_context(
+            WorkloadControl(memory.files["ram"].fd, plan.workload, plan.tsc_hz)
+        )
+        await control.wait_writing()
+        first_write_seconds = time.monotonic() - started
+        slots = PciSlots(machine.monitor, plan.devices(memory))
+        for name, address in SLOT_ADDRESS.items():
+            await slots.add(name, address)
+        yield Source(
+            binary=binary,
+            plan=plan,
+            memory=memory,
+            machine=machine,
+            control=control,
+            slots=slots,
+            first_write_seconds=first_write_seconds,
+            memory_directory=memory_directory,
+            log_directory=log_directory,
+        )

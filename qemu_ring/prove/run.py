@@ -1,0 +1,204 @@
+"""A whole proof: probes, a guest, rounds until a limit, a result."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qemu_ring.errors import QemuRingError
+from qemu_ring.machine import probe_host, probe_kvm, probe_qemu, require_memory
+from qemu_ring.migration import EndedEarlyError
+from qemu_ring.prove.options import Control, ProveOptions
+from qemu_ring.prove.result import Progress, ProveResult, ReAdd, Round
+from qemu_ring.prove.rounds import Outcome, Source, start_source
+from qemu_ring.prove.stage import Plan
+from qemu_ring.verify import StalePage
+
+__all__ = ["prove"]
+
+_PAGE_SIZE = 4096
+_MAX_LISTED = 1000
+_MAX_VOID = 5
+"""Migrations in a row that may complete before they are held, on a busy host."""
+
+
+async def prove(
+    binary: Path,
+    options: ProveOptions,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ProveResult:
+    """Find out whether a QEMU on this host loses dirty bits when memslots are removed.
+
+    Args:
+        binary: the QEMU to test.
+        options: how.
+        on_progress: called often, on the event loop.
+
+    Raises:
+        UsageError: the options cannot be right for this QEMU.
+        HostError: this host cannot do it: no KVM, no ring, too little memory.
+        QemuUnsuitableError: this QEMU cannot do it.
+        QemuRingError: the run failed: a QEMU ended, a wait passed its deadline, or the
+            guest wrote nothing, so that a clean result would mean nothing.
+    """
+    host = probe_host()
+    kvm = await asyncio.to_thread(probe_kvm)
+    options.tracking.require(kvm)
+    qemu = await probe_qemu(binary)
+    accelerator = options.tracking.accelerator(qemu)
+    qemu.require_slot_removal(options.machine)
+    require_memory(Plan.guests_bytes, host, "a guest and the one it is migrated to")
+    plan = Plan(
+        vcpus=options.vcpus,
+        machine=options.machine,
+        accelerator=accelerator,
+        tsc_hz=kvm.tsc_khz * 1000 or _FALLBACK_TSC_HZ,
+    )
+    tally = _Tally(on_progress or (lambda _: None))
+    async with start_source(
+        binary,
+        plan,
+        memory_directory=options.memory_directory,
+        log_directory=options.log_directory,
+    ) as source:
+        re_add = None
+        if options.control is None and not options.until_loss:
+            re_add = await _measure_re_add(source, tally)
+        await _rounds(source, options, tally)
+        first_write_seconds = source.first_write_seconds
+    result = ProveResult(
+        options=options,
+        host=host,
+        kvm=kvm,
+        qemu=qemu,
+        rounds=tuple(tally.rounds),
+        stale=tuple(tally.stale),
+        re_add=re_add,
+        seconds=tally.seconds,
+        first_write_seconds=first_write_seconds,
+        first_stale_seconds=tally.first_stale_seconds,
+        void_rounds=tally.void_rounds,
+    )
+    if options.control is not Control.IDLE and not result.pages_written:
+        raise QemuRingError(
+            "the guest wrote nothing into its slots, so nothing could be lost",
+            hint="see its serial output and QEMU's log (--log-dir)",
+        )
+    return result
+
+
+_FALLBACK_TSC_HZ = 2_000_000_000
+"""Where KVM does not tell; the writer's rate is then off by as much."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What was found so far."""
+
+    on_progress: Callable[[Progress], None]
+    started: float = field(default_factory=time.monotonic)
+    rounds: list[Round] = field(default_factory=list)
+    stale: list[StalePage] = field(default_factory=list)
+    stale_pages: int = 0
+    removals: int = 0
+    pages_written: int = 0
+    first_stale_seconds: float | None = None
+    void_rounds: int = 0
+    _void_in_a_row: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def tick(self, removals: int = 0) -> None:
+        """Report progress, `removals` of a round under way included."""
+        self.on_progress(
+            Progress(
+                seconds=self.seconds,
+                removals=self.removals + removals,
+                stale_pages=self.stale_pages,
+                pages_written=self.pages_written,
+                rounds=len(self.rounds),
+            )
+        )
+
+    async def take(self, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Run a round until it counts, and add it up."""
+        while True:
+            try:
+                outcome = await attempt()
+            except EndedEarlyError:
+                self.void_rounds += 1
+                self._void_in_a_row += 1
+                if self._void_in_a_row >= _MAX_VOID:
+                    raise
+                continue
+            self._void_in_a_row = 0
+            self._add(outcome)
+            return outcome
+
+    def _add(self, outcome: Outcome) -> None:
+        comparison = outcome.comparison
+        self.stale += comparison.stale[: _MAX_LISTED - len(self.stale)]
+        self.stale_pages += comparison.pages_stale_total
+        self.removals += outcome.removals
+        self.pages_written += outcome.pages_written
+        if comparison.pages_stale_total and self.first_stale_seconds is None:
+            self.first_stale_seconds = self.seconds
+        self.rounds.append(
+            Round(
+                number=len(self.rounds),
+                kind=outcome.kind,
+                removals=outcome.removals,
+                pages_written=outcome.pages_written,
+                writes=outcome.writes,
+                stale_pages=comparison.pages_stale_total,
+                pages_sent=outcome.pages_sent,
+                seconds=round(outcome.seconds, 3),
+                ended_at_seconds=round(self.seconds, 3),
+            )
+        )
+        self.tick()
+
+
+async def _measure_re_add(source: Source, tally: _Tally) -> ReAdd:
+    without = await tally.take(source.baseline)
+    once = await tally.take(source.re_add)
+    pages = max(0, once.pages_sent - without.pages_sent)
+    return ReAdd(slot_bytes=source.plan.slot_bytes, resent_bytes=pages * _PAGE_SIZE)
+
+
+async def _rounds(source: Source, options: ProveOptions, tally: _Tally) -> None:
+    """Round after round until a limit is reached."""
+    limit = options.time_limit
+    before = tally.removals
+    first = source.slots.removals
+
+    def tick() -> None:
+        tally.tick(source.slots.removals - first - (tally.removals - before))
+
+    def left() -> int | None:
+        if options.removals is None:
+            return None
+        return options.removals - (tally.removals - before)
+
+    async def attempt() -> Outcome:
+        if options.control is Control.NO_REMOVALS:
+            return await source.walk()
+        if options.control is Control.IDLE:
+            return await source.idle_removals(left(), tick)
+        return await source.removals(left(), tick)
+
+    deadline = None if limit is None else time.monotonic() + limit
+    while True:
+        await tally.take(attempt)
+        if options.until_loss and tally.stale_pages:
+            return
+        if left() is not None and (left() or 0) <= 0:
+            return
+        if deadline is not None and time.monotonic() >= deadline:
+            return

@@ -1,0 +1,140 @@
+"""A proof's result in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qemu_ring.prove.options import Control
+from qemu_ring.prove.result import ProveResult
+
+__all__ = ["Verdict"]
+
+_SHOWN_PAGES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to tell the user.
+
+    Args:
+        headline: the answer, one line.
+        meaning: what the numbers mean, a paragraph each.
+        pages: which pages were stale, a line each; empty if none was.
+    """
+
+    headline: str
+    meaning: tuple[str, ...]
+    pages: tuple[str, ...]
+
+    @classmethod
+    def of(cls, result: ProveResult) -> Verdict:
+        """Put a result into words."""
+        if result.stale_pages:
+            return cls(
+                _stale_headline(result), tuple(_stale_meaning(result)), tuple(_pages(result))
+            )
+        return cls(_clean_headline(result), tuple(_clean_meaning(result)), ())
+
+
+def _counts(result: ProveResult) -> str:
+    removals = f"{_many(result.removals, 'memory slot removal')}"
+    return f"{removals} in {_many(len(result.rounds), 'migration')}"
+
+
+def _stale_headline(result: ProveResult) -> str:
+    stale = _many(result.stale_pages, "stale page")
+    return (
+        f"QEMU {result.qemu.version} LOSES dirty bits on this host ({result.options.tracking}): "
+        f"{stale} after {_counts(result)}."
+    )
+
+
+def _stale_meaning(result: ProveResult) -> list[str]:
+    if result.options.control is not None:
+        return [
+            (
+                "This was a control run, which must find nothing. That it found stale pages means "
+                "that memory is lost for another reason than the removal of slots under a writer."
+            )
+        ]
+    meaning = [
+        (
+            f"While it was being migrated, the guest wrote {result.pages_written:,} pages of a "
+            "memory slot that was removed and added again. At the destination "
+            f"{result.stale_pages:,} of them have an older content. QEMU takes a slot's dirty "
+            "bits and then removes the slot; what the guest writes in between is never sent, "
+            "and no error tells of it."
+        ),
+        (
+            f"That is one page lost in {_ratio(result)} removals here. The rate follows how fast "
+            "the guest dirties clean pages; a lost page may hold anything."
+        ),
+    ]
+    if result.first_stale_seconds is not None:
+        meaning.append(
+            f"The first stale page was found {result.first_stale_seconds:.2f} s after the start."
+        )
+    return meaning + _re_add(result)
+
+
+def _clean_headline(result: ProveResult) -> str:
+    return (
+        f"QEMU {result.qemu.version} lost no dirty bit here ({result.options.tracking}): "
+        f"0 stale pages after {_counts(result)}."
+    )
+
+
+def _clean_meaning(result: ProveResult) -> list[str]:
+    if result.options.control is Control.IDLE:
+        return ["This was a control: the guest wrote nothing into the slots that were removed."]
+    if result.options.control is Control.NO_REMOVALS:
+        return [
+            (
+                f"This was a control: the guest wrote {result.pages_written:,} pages, and no slot "
+                "was removed."
+            )
+        ]
+    return [
+        (
+            f"The guest wrote {result.pages_written:,} pages of a memory slot that was removed and "
+            "added again, and every byte of its memory arrived. It shows that nothing was lost in "
+            "this run, not that nothing can be; more --seconds make it say more."
+        ),
+        *_re_add(result),
+    ]
+
+
+def _re_add(result: ProveResult) -> list[str]:
+    if result.re_add is None:
+        return []
+    resent, size = result.re_add.resent_bytes, result.re_add.slot_bytes
+    share = f"{resent / 1048576:.1f} MiB of the slot's {size // 1048576} MiB"
+    if resent < size // 2:
+        return [f"Sent again because an idle slot was removed and added once: {share}."]
+    return [
+        (
+            f"Sent again because an idle slot was removed and added once: {share}. A slot that is "
+            "added starts with all pages dirty, which hides the loss and costs that much each time."
+        )
+    ]
+
+
+def _pages(result: ProveResult) -> list[str]:
+    shown = result.stale[:_SHOWN_PAGES]
+    lines = [
+        f"{page.block} page {page.page}: source {page.source_digest[:12]}, "
+        f"destination {page.destination_digest[:12]}"
+        for page in shown
+    ]
+    if result.stale_pages > len(shown):
+        lines.append(f"and {result.stale_pages - len(shown):,} more; --json lists them")
+    return lines
+
+
+def _ratio(result: ProveResult) -> str:
+    ratio = result.removals / result.stale_pages
+    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,101 @@
+"""The main job on a real QEMU: losses are found where they are, and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.dirty import Tracking
+from qemu_ring.errors import ExitStatus, HostError
+from qemu_ring.prove import Control, Progress, ProveOptions, prove
+
+RING = Tracking(4096)
+
+
+@pytest.mark.ring
+async def test_ring_mode_loses_pages_on_an_unpatched_qemu(qemu_path: Path) -> None:
+    seen: list[Progress] = []
+    options = ProveOptions(tracking=RING, until_loss=True, seconds=60)
+    result = await prove(qemu_path, options, on_progress=seen.append)
+    assert result.exit_status is ExitStatus.BAD
+    assert result.stale_pages == len(result.stale) > 0
+    assert result.first_stale_seconds is not None
+    assert result.first_stale_seconds <= result.seconds
+    assert result.pages_written > result.stale_pages
+    assert result.removals > 0
+    assert {page.block for page in result.stale} == {"slot"}
+    assert all(page.source_digest != page.destination_digest for page in result.stale)
+    assert seen[-1].stale_pages == result.stale_pages
+    removals = [progress.removals for progress in seen]
+    assert removals == sorted(removals)
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize("control", list(Control))
+@pytest.mark.parametrize("vcpus", [1, 2])
+async def test_controls_are_clean(qemu_path: Path, control: Control, vcpus: int) -> None:
+    options = ProveOptions(tracking=RING, control=control, seconds=1.5, vcpus=vcpus)
+    result = await prove(qemu_path, options)
+    assert result.stale_pages == 0
+    assert result.exit_status is ExitStatus.GOOD
+    if control is Control.IDLE:
+        assert result.pages_written == 0
+        assert result.removals >= 64
+    else:
+        assert result.pages_written == 8192 * len(result.rounds)  # every page of the slot
+        assert result.removals == 0
+
+
+@pytest.mark.kvm
+async def test_bitmap_mode_sends_re_added_slots_again_instead(qemu_path: Path) -> None:
+    result = await prove(qemu_path, ProveOptions(tracking=Tracking(), seconds=2))
+    if not result.kvm.initially_set:
+        pytest.skip("this KVM does not start slots all dirty, so bitmap mode loses pages too")
+    assert result.stale_pages == 0
+    assert result.pages_written > 0
+    assert result.re_add is not None
+    assert result.re_add.resent_bytes > result.re_add.slot_bytes * 0.9
+
+
+@pytest.mark.ring
+async def test_ring_mode_sends_no_re_added_slot_again(qemu_path: Path) -> None:
+    result = await prove(qemu_path, ProveOptions(tracking=RING, removals=10))
+    assert result.re_add is not None
+    assert result.re_add.resent_bytes < result.re_add.slot_bytes // 4
+    assert result.removals == 10
+    assert [one.kind for one in result.rounds] == ["baseline", "re-add", "removals"]
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize(
+    ("machine", "vcpus", "ring"), [("q35", 1, 1024), ("pc", 4, 65536), ("q35", 2, 4096)]
+)
+async def test_every_shape_runs(qemu_path: Path, machine: str, vcpus: int, ring: int) -> None:
+    options = ProveOptions(tracking=Tracking(ring), machine=machine, vcpus=vcpus, removals=20)
+    result = await prove(qemu_path, options)
+    assert result.removals == 20
+    assert result.pages_written > 0
+
+
+@pytest.mark.kvm
+async def test_memory_and_logs_in_directories(qemu_path: Path, tmp_path: Path) -> None:
+    options = ProveOptions(
+        tracking=Tracking(),
+        removals=2,
+        memory_directory=Path("/dev/shm"),
+        log_directory=tmp_path,
+    )
+    await prove(qemu_path, options)  # that nothing is left in /dev/shm is checked for all tests
+    serial = (tmp_path / "source.serial").read_text()
+    assert "qemu-ring workload: running" in serial
+    assert (tmp_path / "destination.output").exists()
+
+
+@pytest.mark.kvm
+async def test_too_little_memory_is_refused_before_anything_starts(
+    qemu_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qemu_ring.machine.host.memory_available_bytes", lambda _root: 64 << 20)
+    with pytest.raises(HostError, match=r"not enough memory .* 64 MiB are available"):
+        await prove(qemu_path, ProveOptions(tracking=Tracking()))

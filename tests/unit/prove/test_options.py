@@ -1,0 +1,35 @@
+"""What of a proof is refused before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qemu_ring.errors import UsageError
+from qemu_ring.prove import Control, ProveOptions
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"vcpus": 0}, "0 vCPUs are out of range; use 1 to 32"),
+        ({"vcpus": 33}, "33 vCPUs"),
+        ({"seconds": 0.0}, "--seconds must be greater than 0"),
+        ({"seconds": float("nan")}, "--seconds must be greater than 0"),
+        ({"removals": 0}, "--removals must be at least 1; --control no-removals"),
+        ({"control": Control.IDLE, "until_loss": True}, "no loss to wait for"),
+        ({"control": Control.NO_REMOVALS, "removals": 5}, "leave out --removals"),
+    ],
+)
+def test_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ProveOptions(**wrong)
+
+
+def test_time_limits() -> None:
+    assert ProveOptions().time_limit == 10
+    assert ProveOptions(seconds=3).time_limit == 3
+    assert ProveOptions(removals=100).time_limit is None
+    assert ProveOptions(removals=100, seconds=5).time_limit == 5
+    assert ProveOptions(until_loss=True).time_limit == 300

@@ -1,0 +1,109 @@
+"""The words a result is put into, and its JSON document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qemu_ring.dirty import Tracking
+from qemu_ring.errors import ExitStatus
+from qemu_ring.machine import Host, KvmCapabilities, QemuBinary
+from qemu_ring.prove import Control, ProveOptions, ProveResult, ReAdd, Round, Verdict
+from qemu_ring.verify import StalePage
+
+MIB = 1 << 20
+
+
+def made(
+    stale: int = 0,
+    *,
+    re_add: ReAdd | None = None,
+    control: Control | None = None,
+    tracking: str = "ring:4096",
+) -> ProveResult:
+    """A result of one round with so many stale pages."""
+    one = Round(0, "removals", 100, 5000, 6000, stale, 9000, 0.5, 0.6)
+    probe = Round(1, "re-add", 1, 0, 0, 0, 9000, 0.5, 1.1)
+    return ProveResult(
+        options=ProveOptions(tracking=Tracking.parse(tracking), control=control),
+        host=Host("6.1.0", "A CPU", 2, 8 << 30),
+        kvm=KvmCapabilities(12, 65536 * 16, False, True, 3, False, 509, 64, 2_000_000),
+        qemu=QemuBinary(
+            Path("/q"), "7.2.22", "ab" * 32, True, "dirty-ring-size", False, True, frozenset()
+        ),
+        rounds=(one, probe),
+        stale=tuple(StalePage("slot", 7 * i, "11" * 32, "22" * 32) for i in range(stale)),
+        re_add=re_add,
+        seconds=1.2,
+        first_write_seconds=0.05,
+        first_stale_seconds=0.61 if stale else None,
+        void_rounds=0,
+    )
+
+
+def words(result: ProveResult) -> str:
+    verdict = Verdict.of(result)
+    return "\n".join([verdict.headline, *verdict.meaning, *verdict.pages])
+
+
+def test_stale() -> None:
+    result = made(20)
+    assert result.exit_status is ExitStatus.BAD
+    verdict = Verdict.of(result)
+    assert "LOSES dirty bits" in verdict.headline
+    assert "20 stale pages after 100 memory slot removals in 2 migrations" in verdict.headline
+    assert "one page lost in 5.0 removals" in words(result)
+    assert "found 0.61 s after the start" in words(result)
+    assert verdict.pages[1].startswith("slot page 7: source 111111111111, destination 2222")
+    assert verdict.pages[-1] == "and 12 more; --json lists them"
+
+
+def test_one_stale_page_is_not_pages() -> None:
+    assert ": 1 stale page after" in words(made(1))
+    assert "and " not in Verdict.of(made(1)).pages[-1]
+
+
+def test_clean_does_not_claim_too_much() -> None:
+    result = made()
+    assert result.exit_status is ExitStatus.GOOD
+    assert "lost no dirty bit here" in words(result)
+    assert "not that nothing can be" in words(result)
+    assert Verdict.of(result).pages == ()
+
+
+def test_re_added_slots_that_start_dirty_are_named_as_the_reason() -> None:
+    dear = made(re_add=ReAdd(32 * MIB, 32 * MIB), tracking="bitmap")
+    assert "32.0 MiB of the slot's 32 MiB" in words(dear)
+    assert "hides the loss" in words(dear)
+    cheap = made(3, re_add=ReAdd(32 * MIB, 8192))
+    assert "0.0 MiB of the slot's 32 MiB" in words(cheap)
+    assert "hides the loss" not in words(cheap)
+
+
+def test_controls_say_so() -> None:
+    assert "control: the guest wrote nothing" in words(made(control=Control.IDLE))
+    assert "no slot was removed" in words(made(control=Control.NO_REMOVALS))
+    assert "for another reason" in words(made(2, control=Control.IDLE))
+
+
+def test_document_has_what_is_promised() -> None:
+    document = json.loads(json.dumps(made(2, re_add=ReAdd(1, 0)).as_dict()))
+    assert document["schema"] == {"name": "qemu-ring.prove", "version": 1}
+    assert document["host"]["kernel"] == "6.1.0"
+    assert document["host"]["kvm"]["readonly_mem"] is True
+    assert document["qemu"]["path"] == "/q"
+    assert document["qemu"]["patched"] is False
+    assert document["qemu"]["sha256"] == "ab" * 32
+    assert document["policy"] == "best-effort"
+    assert document["tracking"] == "ring:4096"
+    assert document["removals"] == 100  # the one of the re-add measurement is not counted
+    assert document["pages_written"] == 5000
+    assert document["stale_pages"] == 2
+    assert document["stale"][1] == {
+        "block": "slot",
+        "page": 7,
+        "source_digest": "11" * 32,
+        "destination_digest": "22" * 32,
+    }
+    assert document["seconds"] == 1.2
+    assert document["first_stale_seconds"] == 0.61
