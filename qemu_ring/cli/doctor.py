@@ -61,7 +61,7 @@ def _print_table(diagnosis: Diagnosis) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     table.add_column("what", no_wrap=True)
-    table.add_column("found")
+    table.add_column("found", overflow="fold")
     for check in diagnosis.checks:
         found = Text(check.detail)
         if check.remedy:

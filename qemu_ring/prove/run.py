@@ -65,10 +65,10 @@ async def prove(
         memory_directory=options.memory_directory,
         log_directory=options.log_directory,
     ) as source:
+        await _rounds(source, options, tally)
         re_add = None
         if options.control is None and not options.until_loss:
             re_add = await _measure_re_add(source, tally)
-        await _rounds(source, options, tally)
         first_write_seconds = source.first_write_seconds
     result = ProveResult(
         options=options,
