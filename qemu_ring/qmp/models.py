@@ -117,6 +117,10 @@ class MigrationStatus(str, Enum):
         unknown._value_ = value
         return unknown
 
+    def __reduce_ex__(self, protocol: object) -> tuple[type[MigrationStatus], tuple[str]]:
+        # By value: Python 3.11.0 to 3.11.3 pickle by name, which an unknown state has not.
+        return self.__class__, (self.value,)
+
     # The value in print, whatever the Python version makes of mixed-in enums.
     __str__ = str.__str__
 
