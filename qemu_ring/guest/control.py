@@ -170,18 +170,36 @@ class WorkloadControl:
             raise ValueError("one stream per vCPU")
         if any(stream.pattern is Pattern.ZIPF for stream in streams):
             raise ValueError("Zipf streams can be given only at start")
-        offset = layout.CONTROL + layout.SEQUENCE_OFFSET
-        (sequence,) = layout.SEQUENCE.unpack_from(self._memory, offset)
-        sequence = (sequence + 1) & 0xFFFFFFFF
-        for index, stream in enumerate(streams):
-            start = layout.CONTROL + layout.STREAM_OFFSET + index * layout.STREAM.size
-            self._memory[start : start + layout.STREAM.size] = pack_stream(stream, self._tsc_hz)
-        layout.SEQUENCE.pack_into(self._memory, offset, sequence)
-        self._workload = workload
         deadline = time.monotonic() + timeout
-        while any(self._acknowledged(index) != sequence for index in range(len(streams))):
+        sequence = self._sequence
+        # Odd: the vCPUs wait, and none reads a stream that is half written.
+        self._sequence = sequence + 1
+        try:
+            await self._taken_up(deadline)
+            for index, stream in enumerate(streams):
+                start = layout.CONTROL + layout.STREAM_OFFSET + index * layout.STREAM.size
+                self._memory[start : start + layout.STREAM.size] = pack_stream(stream, self._tsc_hz)
+            self._workload = workload
+        finally:
+            self._sequence = sequence + 2
+        await self._taken_up(deadline)
+
+    @property
+    def _sequence(self) -> int:
+        offset = layout.CONTROL + layout.SEQUENCE_OFFSET
+        return int(layout.SEQUENCE.unpack_from(self._memory, offset)[0])
+
+    @_sequence.setter
+    def _sequence(self, value: int) -> None:
+        offset = layout.CONTROL + layout.SEQUENCE_OFFSET
+        layout.SEQUENCE.pack_into(self._memory, offset, value & 0xFFFFFFFF)
+
+    async def _taken_up(self, deadline: float) -> None:
+        """Wait until each vCPU has acknowledged the sequence number that is set."""
+        sequence, vcpus = self._sequence, range(len(self._workload.streams))
+        while any(self._acknowledged(index) != sequence for index in vcpus):
             if time.monotonic() > deadline:
-                raise DeadlineError(f"the vCPUs did not take up new streams within {timeout:g} s")
+                raise DeadlineError("the vCPUs did not take up new streams in time")
             await asyncio.sleep(_POLL_SECONDS)
 
     def _acknowledged(self, vcpu: int) -> int:

@@ -31,7 +31,7 @@
         .set C_VERSION,    0x04
         .set C_VCPUS,      0x08
         .set C_REGIONS,    0x0c
-        .set C_SEQUENCE,   0x10         /* the host adds 1 when it changed the streams */
+        .set C_SEQUENCE,   0x10         /* odd while the host changes the streams */
         .set C_REGION,     0x40         /* {u64 address, u64 pages} */
         .set C_STREAM,     0x100        /* 64 bytes a vCPU */
         .set C_ACK,        0xf00        /* u64 a vCPU: sequence number in use */
@@ -289,9 +289,25 @@ worker:
         mov     [rbx + T_START_TSC], rax
         xor     r13d, r13d
 
+        /* The host wrote the control page behind KVM's back.  This write, after
+           it, is what makes the page dirty and the migrated copy right. */
+        .macro  acknowledge             /* uses rcx */
+        mov     ecx, ebx
+        sub     ecx, STATISTICS
+        shr     ecx, 9
+        mov     [r15 + rcx + C_ACK], r14
+        .endm
+
 reload:
         mov     r14d, [r15 + C_SEQUENCE]
-        xor     r12d, r12d
+        test    r14d, 1
+        jz      2f
+        acknowledge                     /* touch no stream until the host is done */
+1:      pause
+        cmp     r14d, [r15 + C_SEQUENCE]
+        je      1b
+        jmp     reload
+2:      xor     r12d, r12d
         xor     r9d, r9d
         mov     r8d, [rbp + S_HOT_RUN]
         mov     esi, 1
@@ -306,12 +322,7 @@ reload:
         cmp     dword ptr [rbp + S_PATTERN], P_IDLE
         cmove   eax, ecx
         mov     [rbx + T_STATE], rax
-        /* The host wrote the control page behind KVM's back.  This write, after
-           it, is what makes the page dirty and the migrated copy right. */
-        mov     ecx, ebx
-        sub     ecx, STATISTICS
-        shr     ecx, 9
-        mov     [r15 + rcx + C_ACK], r14
+        acknowledge
 
 again:
         cmp     r14d, [r15 + C_SEQUENCE]

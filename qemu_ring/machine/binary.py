@@ -129,7 +129,7 @@ async def probe_qemu(path: Path, *, timeout: float = 10.0) -> QemuBinary:
         arguments += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}"]
         arguments += ["-mon", "chardev=qmp,mode=control"]
         try:
-            process = await ChildProcess.start(arguments, fds=[theirs.fileno()])
+            process = ChildProcess.start(arguments, fds=[theirs.fileno()])
         except BaseException:
             ours.close()
             raise

@@ -94,7 +94,7 @@ class Machine:
                 line.add("-chardev", f"socket,id=qemu-ring-qmp,fd={theirs.fileno()}")
                 line.add("-mon", "chardev=qemu-ring-qmp,mode=control")
                 line.add("-serial", f"file:{line.inherit(logs['serial'])}")
-                process = await ChildProcess.start([str(binary), *line.arguments], fds=line.fds)
+                process = ChildProcess.start([str(binary), *line.arguments], fds=line.fds)
             try:
                 monitor = await Monitor.connect(ours, name=name, timeout=timeout)
             except BaseException as error:

@@ -6,7 +6,9 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import HostError
@@ -21,18 +23,25 @@ _GUARD = 'test "$PPID" = "$0" && exec "$@"'
 
 
 class ChildProcess:
-    """A running program; made by `start`.
+    """A running program; made by `start`, on a running event loop.
 
     The kernel kills it when the thread that started it ends, kill -9 included.
     It has a session of its own, so that Ctrl-C reaches only the controller.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, output: UnnamedFile) -> None:
+    # Not asyncio's subprocesses: there, a signal to a child that has just ended takes its
+    # exit status away from the child watcher. A pidfd has no such race, and no thread.
+
+    def __init__(self, process: subprocess.Popen[bytes], output: UnnamedFile) -> None:
         self._process = process
         self._output = output
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._pidfd = os.pidfd_open(process.pid)
+        self._loop.add_reader(self._pidfd, self._reap)
 
     @classmethod
-    async def start(cls, arguments: Sequence[str], *, fds: Collection[int] = ()) -> ChildProcess:
+    def start(cls, arguments: Sequence[str], *, fds: Collection[int] = ()) -> ChildProcess:
         """Start a program.
 
         Args:
@@ -50,10 +59,9 @@ class ChildProcess:
         guard = [setpriv, "--pdeathsig", "KILL", "sh", "-c", _GUARD, str(os.getpid())]
         output = UnnamedFile("output")
         try:
-            process = await asyncio.create_subprocess_exec(
-                *guard,
-                *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
+            process = subprocess.Popen(
+                [*guard, *arguments],
+                stdin=subprocess.DEVNULL,
                 stdout=output.fd,
                 stderr=output.fd,
                 pass_fds=tuple(fds),
@@ -74,9 +82,9 @@ class ChildProcess:
         """Exit status, minus the signal's number if one ended it; None while it runs."""
         return self._process.returncode
 
-    async def wait(self) -> int:
-        """Wait until it has ended; returns `returncode`."""
-        return await self._process.wait()
+    async def wait(self) -> None:
+        """Wait until it has ended."""
+        await self._ended.wait()
 
     def output(self) -> str:
         """What it wrote to standard output and error so far."""
@@ -86,10 +94,6 @@ class ChildProcess:
         """Kill it now, if it runs."""
         self._signal(signal.SIGKILL)
 
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process.returncode is None:
-            self._process.send_signal(number)
-
     async def stop(self, *, timeout: float = 5.0) -> None:
         """Ask it to end (SIGTERM), and kill it after `timeout` seconds; gone afterwards.
 
@@ -98,15 +102,40 @@ class ChildProcess:
         self._signal(signal.SIGTERM)
         try:
             async with deadline(timeout):
-                await self._process.wait()
+                await self.wait()
         except TimeoutError:
             pass
         finally:
-            # SIGKILL cannot be refused, so this wait is short; and a child that is
-            # not waited for would be left behind.
             self.kill()
-            await asyncio.shield(asyncio.ensure_future(self._process.wait()))
+            await self._gone()
+
+    async def _gone(self) -> None:
+        """Wait for a child that was killed, even through cancellation, raised after that.
+
+        SIGKILL cannot be refused, so this is short, but for the freeing of a large guest.
+        """
+        cancelled: asyncio.CancelledError | None = None
+        while not self._ended.is_set():
+            try:
+                await self._ended.wait()
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     def close(self) -> None:
         """Let go of its output."""
         self._output.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def _reap(self) -> None:
+        """Take the exit status of a process that has ended, or is just being killed."""
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._process.wait()
+        self._ended.set()
