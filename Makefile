@@ -3,7 +3,9 @@
 #   make test PYTEST_ARGS="-k ring -x"     make prove ARGS=--json     make test PYTHON=python3.12
 
 ARGS ?=
+QEMU ?= $(or $(QEMU_RING_QEMU),qemu-system-x86_64)
 PYTEST_ARGS ?=
+QEMU ?= $(or $(QEMU_RING_QEMU),qemu-system-x86_64)
 
 python := .venv/bin/python
 sources := qemu_ring tests $(wildcard benchmarks/*.py tools/*.py)
@@ -23,7 +25,7 @@ test: lint ## lint and every test that this machine can run
 
 prove: ## is this machine's QEMU losing dirty memory? succeeds with either answer
 	@tools/setup prove
-	@.venv/bin/qemu-ring prove $(ARGS) || { status=$$?; [ $$status -eq 1 ] || exit $$status; }
+	@.venv/bin/qemu-ring prove --qemu "$(QEMU)" $(ARGS) || { status=$$?; [ $$status -eq 1 ] || exit $$status; }
 
 lint: setup ## ruff, mypy, and shellcheck where it is installed
 	$(python) -m ruff check .

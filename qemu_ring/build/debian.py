@@ -1,0 +1,182 @@
+"""Debian's QEMU source, fetched with apt; the system's own configuration stays as it is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from qemu_ring.build.errors import BuildError
+from qemu_ring.build.process import Runner
+from qemu_ring.errors import HostError
+
+__all__ = ["fetch_debian_source", "find_mirror", "source_entry"]
+
+SUITE = "trixie"
+_DEFAULT_MIRROR = "http://deb.debian.org/debian"
+_KEYRING = "usr/share/keyrings/debian-archive-keyring.gpg"
+_ROOT = Path("/")
+# Names that other makers' repositories do not use for suites of their own ("stable" they do).
+_SUITES = frozenset({"bullseye", "bookworm", "trixie", "forky", "duke", "sid"})
+
+# Settings of the system's that must not hold here: a default release that our one source
+# does not have, pins, and leave to take what nobody signed.
+_OPTIONS = {
+    "Dir::Etc::sourceparts": "/dev/null",
+    "Dir::Etc::preferences": "/dev/null",
+    "Dir::Etc::preferencesparts": "/dev/null",
+    "APT::Default-Release": "",
+    "APT::Get::AllowUnauthenticated": "false",
+    "APT::Update::Error-Mode": "any",
+    "Acquire::AllowInsecureRepositories": "false",
+    "Acquire::AllowWeakRepositories": "false",
+    "Acquire::AllowDowngradeToInsecureRepositories": "false",
+    "Acquire::Languages": "none",
+}
+
+
+def find_mirror(root: Path = _ROOT) -> str:
+    """URI of the mirror that the system's own sources name for Debian's main.
+
+    It is Debian's general one where they name none, as on Ubuntu.
+
+    Args:
+        root: directory that holds etc/apt.
+    """
+    etc = root / "etc/apt"
+    parts = sorted((etc / "sources.list.d").glob("*"))
+    for file in [etc / "sources.list", *parts]:
+        if file.suffix not in {".list", ".sources"} or not file.is_file():
+            continue  # apt takes no notice of others either
+        text = file.read_text(errors="replace")
+        entries = _deb822(text) if file.suffix == ".sources" else _one_line(text)
+        for uri, suites, components, keyring in entries:
+            is_debian = "main" in components and not _SUITES.isdisjoint(suites)
+            # An entry with another key is another maker's, whatever its suite is called.
+            is_debian = is_debian and (not keyring or "debian-archive" in keyring)
+            if is_debian and not uri.startswith("cdrom:"):
+                return uri
+    return _DEFAULT_MIRROR
+
+
+def source_entry(root: Path = _ROOT) -> str:
+    """The line of sources.list that gives Debian's sources.
+
+    Raises:
+        HostError: Debian's keys are not there to check them with.
+    """
+    keyring = root / _KEYRING
+    if not keyring.exists():
+        raise HostError(
+            "Debian's signing keys are not installed",
+            hint="install them: apt-get install debian-archive-keyring; or name a QEMU 10.0 "
+            "source with --source",
+        )
+    return f"deb-src [signed-by={keyring}] {find_mirror(root)} {SUITE} main\n"
+
+
+async def fetch_debian_source(work: Path, runner: Runner, root: Path = _ROOT) -> Path:
+    """Download the source of Debian's qemu, as the project released it less its binary blobs.
+
+    It is the "orig" tarball. The changes that Debian makes to it are not applied.
+
+    Args:
+        work: a directory of this call's own; the tarball is in it afterwards.
+        runner: runs apt.
+        root: directory that holds etc/apt and Debian's keys.
+
+    Raises:
+        HostError: there is no apt, or there are no keys to check what it fetches.
+        BuildError: it could not be fetched, or its signature could not be checked.
+    """
+    if shutil.which("apt-get") is None:
+        raise HostError(
+            "there is no apt-get here to fetch Debian's QEMU source",
+            hint="name a QEMU 10.0 tarball or source directory with --source",
+        )
+    entry = source_entry(root)
+    for directory in ("state/lists/partial", "cache/archives/partial", "fetched"):
+        (work / directory).mkdir(parents=True)
+    sources = work / "debian.list"
+    sources.write_text(entry)
+    own = {
+        "Dir::State": work / "state",
+        "Dir::Cache": work / "cache",
+        "Dir::Etc::sourcelist": sources,
+    }
+    options = [
+        word for name, value in {**_OPTIONS, **own}.items() for word in ("-o", f"{name}={value}")
+    ]
+    fetched = work / "fetched"
+    what = f"fetching QEMU's source with apt-get ({entry.split()[2]} {SUITE})"
+    lines: list[str] = []
+    try:
+        await runner.run(
+            what, "apt-get", *options, "update", cwd=fetched, timeout=600, on_line=lines.append
+        )
+        await runner.run(
+            what,
+            *("apt-get", *options, "source", "--download-only", "--tar-only", "--only-source"),
+            "qemu",
+            cwd=fetched,
+            timeout=1800,
+        )
+    except BuildError as error:
+        if any("NO_PUBKEY" in line or "is not signed" in line for line in lines):
+            raise HostError(
+                f"the signature of {entry.split()[2]} {SUITE} cannot be checked: its key is not in "
+                f"{root / _KEYRING}",
+                hint="bring the keys up to date: apt-get install debian-archive-keyring; or name "
+                "a QEMU 10.0 source with --source",
+            ) from error
+        raise
+    found = sorted(fetched.glob("qemu_*.orig.tar.*"))
+    if len(found) != 1:
+        raise BuildError(f"{what} brought no tarball", hint=f"the full log is {runner.log}")
+    return found[0]
+
+
+_Entry = tuple[str, list[str], list[str], str]  # URI, suites, components, keyring
+
+
+def _one_line(text: str) -> Iterator[_Entry]:
+    """Entries of a sources.list: deb [option=value ...] URI SUITE COMPONENT..."""
+    for line in text.splitlines():
+        words = line.partition("#")[0].split()
+        if not words or words[0] not in {"deb", "deb-src"}:
+            continue
+        options = ""
+        if len(words) > 1 and words[1].startswith("["):
+            options, _, rest = " ".join(words[1:]).partition("]")
+            words = [words[0], *rest.split()]
+        if len(words) > 3:
+            keys = [o for o in options.strip("[ ").split() if o.startswith("signed-by=")]
+            yield words[1], [words[2]], words[3:], " ".join(keys)
+
+
+def _deb822(text: str) -> Iterator[_Entry]:
+    """Entries of a .sources file: paragraphs of fields, which may go on in indented lines."""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    for paragraph in "\n".join(line.rstrip() for line in lines).split("\n\n"):
+        fields: dict[str, str] = {}
+        name = ""
+        for line in paragraph.splitlines():
+            if line[:1].isspace():
+                fields[name] = f"{fields.get(name, '')} {line.strip()}"
+            else:
+                name, _, value = line.partition(":")
+                name = name.strip().lower()
+                fields[name] = value.strip()
+        if fields.get("enabled", "yes").lower() in {
+            "no",
+            "false",
+            "0",
+            "off",
+            "without",
+            "disable",
+        }:
+            continue
+        if not {"deb", "deb-src"}.isdisjoint(fields.get("types", "").split()):
+            for uri in fields.get("uris", "").split():
+                suites, components = fields.get("suites", ""), fields.get("components", "")
+                yield uri, suites.split(), components.split(), fields.get("signed-by", "")

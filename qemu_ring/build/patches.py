@@ -1,0 +1,140 @@
+"""The patches that this package ships: a series for each QEMU version, and how one is applied."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from qemu_ring.build.errors import BuildError
+from qemu_ring.build.process import Runner
+from qemu_ring.errors import HostError, UsageError
+
+__all__ = ["Patches", "Series"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PLACES = [_PACKAGE / "patches", _PACKAGE.parent / "patches"]  # a wheel's, a checkout's
+_FAILED = re.compile(r"Hunk #(\d+) FAILED at")
+_FILE = re.compile(r"(?:checking|patching) file '?(.*?)'?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Patches for one QEMU version.
+
+    Args:
+        version: such as "10.0".
+        patches: in the order in which they are applied.
+    """
+
+    version: str
+    patches: tuple[Path, ...]
+
+    async def apply(self, tree: Path, runner: Runner) -> None:
+        """Change an unpacked source tree.
+
+        Raises:
+            BuildError: a patch does not apply; the message names it and its hunk.
+        """
+        for patch in self.patches:
+            lines: list[str] = []
+            try:
+                await runner.run(
+                    f"applying {patch.name}",
+                    *("patch", "-p1", "--forward", "--fuzz=0", "--batch"),
+                    *("--no-backup-if-mismatch", "-i", patch),
+                    cwd=tree,
+                    timeout=60,
+                    on_line=lines.append,
+                )
+            except BuildError as error:
+                raise BuildError(
+                    f"{patch.name} does not apply: {_why(lines)}",
+                    hint=f"the series is for QEMU {self.version}; the full log is {runner.log}",
+                ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """All series of a directory `patches`.
+
+    Args:
+        series: by QEMU version.
+        sha256: over all of them, in hex.
+    """
+
+    series: dict[str, Series]
+    sha256: str
+
+    @classmethod
+    def load(cls, directory: Path | None = None) -> Patches:
+        """Read them.
+
+        Args:
+            directory: with qemu-VERSION/series in it; None for what this package ships.
+
+        Raises:
+            HostError: there is none, or a patch is missing.
+        """
+        for place in [directory] if directory else _PLACES:
+            files = sorted(place.glob("qemu-*/series"))
+            if files:
+                break
+        else:
+            raise HostError(
+                f"there is no patch series in {place}", hint="install qemu-ring again, whole"
+            )
+        digest = hashlib.sha256()
+        found = {}
+        for file in files:
+            series = Series(
+                file.parent.name.removeprefix("qemu-"),
+                tuple(file.parent / name for name in _names(file.read_text())),
+            )
+            found[series.version] = series
+            for patch in series.patches:
+                try:
+                    content = patch.read_bytes()
+                except OSError as error:
+                    raise HostError(f"{patch}: {error.strerror}", hint=f"see {file}") from error
+                digest.update(f"{series.version}/{patch.name} {len(content)}\n".encode())
+                digest.update(content)
+        return cls(found, digest.hexdigest())
+
+    def for_version(self, version: str) -> Series:
+        """The series for a QEMU version, such as "10.0.13".
+
+        Raises:
+            UsageError: there is none.
+        """
+        series = self.series.get(".".join(version.split(".")[:2]))
+        if series is None:
+            known = " and ".join(f"{version}.x" for version in self.series)
+            raise UsageError(
+                f"there are no patches for QEMU {version}, only for {known}",
+                hint="name another source with --source",
+            )
+        return series
+
+
+def _names(series: str) -> list[str]:
+    """The patches that a series file lists, in quilt's format."""
+    lines = (line.partition("#")[0].split() for line in series.splitlines())
+    return [words[0] for words in lines if words]
+
+
+def _why(lines: list[str]) -> str:
+    """What patch(1) had against a patch, in one line."""
+    file = ""
+    for line in lines:
+        if named := _FILE.match(line):
+            file = named[1]
+        elif failed := _FAILED.match(line):
+            return f"hunk {failed[1]} of {file}"
+        elif "previously applied" in line:
+            return f"it is applied already, or part of it: {file}"
+    said = [line.strip() for line in lines if line.strip()]
+    return next(
+        (line for line in said if "can't find file" in line or "malformed" in line), ""
+    ) or (" | ".join(said[-2:]) or "patch(1) said nothing")

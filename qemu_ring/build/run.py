@@ -1,0 +1,203 @@
+"""One build: from a source to a patched, compiled, cached QEMU."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from qemu_ring.build.cache import BINARY, Cache
+from qemu_ring.build.debian import fetch_debian_source
+from qemu_ring.build.errors import BuildError
+from qemu_ring.build.options import BuildOptions, BuiltQemu, Manifest, OnProgress, Progress
+from qemu_ring.build.patches import Patches
+from qemu_ring.build.process import Runner, output_of
+from qemu_ring.build.source import Source, file_sha256, find_source, in_thread, qemu_version, unpack
+from qemu_ring.build.tools import libc, make_tools, require_dependencies
+from qemu_ring.errors import HostError
+
+__all__ = ["build_qemu", "built_binary"]
+
+_CONFIGURE = (
+    "--target-list=x86_64-softmmu",
+    "--without-default-features",
+    "--enable-kvm",
+    "--enable-tcg",
+    "--enable-trace-backends=log",
+    "--disable-docs",
+    "--disable-werror",
+    "--disable-download",
+    "--disable-install-blobs",
+    # Debian's source has no firmware; this is where the distributions' packages put it.
+    "--firmwarepath=/usr/share/qemu:/usr/share/seabios:/usr/lib/ipxe/qemu",
+)
+_STATUS = re.compile(r"\[(\d+)/(\d+)\] ")  # ninja's, by NINJA_STATUS
+_COMPILE_DEADLINE = 3 * 3600.0  # seconds
+
+
+async def build_qemu(
+    options: BuildOptions | None = None, *, on_progress: OnProgress = lambda _: None
+) -> BuiltQemu:
+    """Build a patched QEMU, or find the one built before of the very same things.
+
+    When cancelled, all it started is ended and what it made is removed. After kill -9 ninja
+    and its compilers are ended by the kernel, and the next build removes what they made.
+
+    Args:
+        options: what to build; Debian's QEMU 10.0 by default.
+        on_progress: called often, from this task.
+
+    Raises:
+        UsageError: the source is no QEMU source, or no patches are for its version.
+        HostError: what a build needs is missing here, or the cache cannot be used.
+        BuildError: a patch does not apply, or QEMU could not be fetched or built.
+        DeadlineError: another build took hours.
+    """
+    options = options or BuildOptions()
+    try:
+        return await _Build(options, on_progress).run()
+    except OSError as error:
+        raise HostError(
+            f"{error.filename or 'building'}: {error.strerror or error}",
+            hint="the cache is in $XDG_CACHE_HOME, or else in ~/.cache",
+        ) from error
+
+
+def built_binary() -> Path | None:
+    """The newest QEMU in the cache with the patches of this package, built without --debug.
+
+    It takes milliseconds, starts nothing and raises nothing.
+    """
+    try:
+        sha256 = Patches.load().sha256
+        cache = Cache()
+    except (HostError, OSError):
+        return None
+    built = cache.newest(
+        lambda made: (made.patches_sha256, made.debug, made.libc) == (sha256, False, libc())
+    )
+    return None if built is None else built.path
+
+
+class _Build:
+    """One call of `build_qemu`."""
+
+    def __init__(self, options: BuildOptions, on_progress: OnProgress) -> None:
+        self.options = options
+        self.on_progress = on_progress
+        self.cache = Cache(options.cache)
+        self.patches = Patches.load(options.patches)
+        self.compiler = ""
+
+    async def run(self) -> BuiltQemu:
+        self._stage("looking for a build of before")
+        source = await self._source()
+        self.compiler = await require_dependencies()
+        if source and (built := self.cache.find(self._key(source))):
+            await self.cache.tidy()
+            return built
+        async with AsyncExitStack() as stack:
+            wait = lambda: self._stage("waiting for another build to end")  # noqa: E731
+            await stack.enter_async_context(self.cache.lock(wait))
+            source = await self._source()
+            if source is None or not source.path.exists():
+                source = await self._fetch()
+            if built := self.cache.find(self._key(source)):  # another one has built it meanwhile
+                return built
+            work = await stack.enter_async_context(self.cache.work())
+            return await self._make(source, work)
+
+    async def _source(self) -> Source | None:
+        """The source to build; None if it has to be fetched."""
+        if self.options.source is None:
+            return self.cache.debian_source()
+        return await find_source(self.options.source)
+
+    async def _fetch(self) -> Source:
+        self._stage("fetching Debian's QEMU source")
+        async with self.cache.work() as work:
+            tarball = await fetch_debian_source(work, Runner(self.cache.log("fetch")))
+            sha256 = await in_thread(lambda stop: file_sha256(tarball, stop))
+            return self.cache.keep_debian_source(tarball, sha256)
+
+    async def _make(self, source: Source, work: Path) -> BuiltQemu:
+        begin = time.monotonic()
+        key = self._key(source)
+        runner = Runner(self.cache.log(key))
+        self._stage("unpacking")
+        unpacked = work / "source"
+        unpacked.mkdir()
+        tree = await unpack(source, unpacked, runner)
+        version = qemu_version(tree)
+        series = self.patches.for_version(version)
+        self._stage("applying patches")
+        await series.apply(tree, runner)
+        self._stage("preparing meson and ninja")
+        tools = await make_tools(self.cache.tools(), runner)
+        binary = await self._compile(tree, work, tools, runner)
+        manifest = Manifest(
+            version=version,
+            source=str(self.options.source.absolute() if self.options.source else source.path.name),
+            source_sha256=source.sha256,
+            series=series.version,
+            patches=[patch.name for patch in series.patches],
+            patches_sha256=self.patches.sha256,
+            configure=self._configure,
+            debug=self.options.debug,
+            compiler=self.compiler,
+            libc=libc(),
+            sha256=await in_thread(lambda stop: file_sha256(binary, stop)),
+            size=binary.stat().st_size,
+            built=time.time(),
+            seconds=round(time.monotonic() - begin, 1),
+        )
+        return self.cache.publish(key, binary, manifest)
+
+    async def _compile(self, tree: Path, work: Path, tools: Path, runner: Runner) -> Path:
+        build = work / "build"
+        build.mkdir()
+        self._stage("configuring")
+        await runner.run(
+            "configuring QEMU",
+            tree / "configure",
+            f"--python={tools / 'python'}",
+            *self._configure,
+            cwd=build,
+            timeout=1200,
+            path=[tools],
+        )
+        self._stage("compiling")
+        jobs = self.options.jobs or len(os.sched_getaffinity(0))
+        await runner.run(
+            "compiling QEMU",
+            *("ninja", f"-j{jobs}", BINARY),
+            cwd=build,
+            timeout=_COMPILE_DEADLINE,
+            path=[tools],
+            on_line=self._compiled,
+        )
+        binary = build / BINARY
+        if "QEMU" not in (await output_of(str(binary), "--version") or ""):
+            raise BuildError("the QEMU just built does not start", hint=f"see {runner.log}")
+        return binary
+
+    @property
+    def _configure(self) -> list[str]:
+        # `--version` and `query-version` then tell that it is patched, and how.
+        package = f"--with-pkgversion=qemu-ring {self.patches.sha256[:12]}"
+        return [*_CONFIGURE, package, *(["--enable-debug"] if self.options.debug else [])]
+
+    def _key(self, source: Source) -> str:
+        """Name of the build that all this makes."""
+        parts = [source.sha256, self.patches.sha256, self.compiler, libc(), *self._configure]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+    def _stage(self, stage: str) -> None:
+        self.on_progress(Progress(stage))
+
+    def _compiled(self, line: str) -> None:
+        if status := _STATUS.match(line):
+            self.on_progress(Progress("compiling", int(status[1]), int(status[2])))

@@ -1,0 +1,114 @@
+"""What a build needs of this machine, and the Python packages that it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from qemu_ring.build.process import Runner, output_of
+from qemu_ring.errors import HostError
+
+__all__ = ["libc", "make_tools", "require_dependencies"]
+
+_PROGRAMS = {
+    "cc": "gcc",
+    "make": "make",
+    "pkg-config": "pkg-config",
+    "bison": "bison",
+    "flex": "flex",
+    "patch": "patch",
+    "tar": "tar",
+    "xz": "xz-utils",
+    "setpriv": "util-linux",
+}
+_LIBRARIES = {
+    "glib-2.0 >= 2.66": "libglib2.0-dev",
+    "pixman-1 >= 0.21.8": "libpixman-1-dev",
+    "zlib": "zlib1g-dev",
+}
+_HEADERS = {"stdlib.h": "libc6-dev", "libfdt.h": "libfdt-dev"}  # libfdt has no .pc file everywhere
+
+# What QEMU's configure takes from its --python; meson is the one that QEMU 10.0 brings along.
+_PACKAGES = ("meson==1.5.0", "pycotap==1.3.1", "ninja", "setuptools", "wheel")
+
+
+async def require_dependencies() -> str:
+    """Check that all is here that a build takes; returns the compiler's name and version.
+
+    Raises:
+        HostError: something is missing; the hint is the command that installs it all.
+    """
+    # Without pkg-config or a compiler nobody can say which libraries are missing. To ask for
+    # one that is there does no harm.
+    answers = await asyncio.gather(
+        output_of("cc", "--version"),
+        *(output_of("pkg-config", "--exists", library) for library in _LIBRARIES),
+        *(output_of("cc", "-E", "-include", header, os.devnull) for header in _HEADERS),
+    )
+    missing = [package for name, package in _PROGRAMS.items() if shutil.which(name) is None]
+    libraries = (*_LIBRARIES.values(), *_HEADERS.values())
+    missing += [name for name, found in zip(libraries, answers[1:], strict=True) if found is None]
+    if importlib.util.find_spec("ensurepip") is None:
+        missing.append(f"python3.{sys.version_info.minor}-venv")
+    if missing:
+        raise HostError(
+            "packages are missing that a build of QEMU needs",
+            hint=f"as root, run: apt-get install {' '.join(missing)}",
+        )
+    compiler = answers[0]
+    if not compiler:
+        raise HostError("the C compiler cc does not work", hint="see: cc --version")
+    return compiler.splitlines()[0]
+
+
+def libc() -> str:
+    """The C library's name and version; a binary made with a newer one does not start."""
+    return os.confstr("CS_GNU_LIBC_VERSION") or ""
+
+
+async def make_tools(directory: Path, runner: Runner) -> Path:
+    """Make the virtual environment that a build runs in, unless it is there.
+
+    Args:
+        directory: where all of them live, each under its own name.
+        runner: runs pip, which asks PyPI or what its configuration names.
+
+    Returns:
+        Its directory of programs.
+
+    Raises:
+        BuildError: pip could not install the packages.
+    """
+    place = directory / _name(directory)
+    stamp = place / "complete"
+    if not stamp.exists():
+        await runner.run(
+            "making a Python environment",
+            *(sys.executable, "-m", "venv", "--clear", place),
+            cwd=directory,
+            timeout=120,
+        )
+        await runner.run(
+            "installing meson with pip",
+            *(place / "bin/python", "-m", "pip", "install", "--quiet", "--no-input"),
+            *("--disable-pip-version-check", "--no-warn-script-location", *_PACKAGES),
+            cwd=directory,
+            timeout=600,
+        )
+        stamp.touch()
+    return place / "bin"
+
+
+def _name(directory: Path) -> str:
+    """Name of the environment that this interpreter and this list of packages make.
+
+    One that was moved is another: its programs begin with its path.
+    """
+    paths = [str(directory.resolve()), os.path.realpath(sys.executable)]
+    content = "\n".join([*paths, sys.version, *_PACKAGES])
+    return hashlib.sha256(content.encode()).hexdigest()[:20]

@@ -1,0 +1,102 @@
+"""`qemu-ring build`: parsing and printing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+from qemu_ring.build import BuildOptions, BuiltQemu, build_qemu
+from qemu_ring.build import Progress as State
+from qemu_ring.cli.output import notes, print_json
+from qemu_ring.cli.running import run
+from qemu_ring.errors import HostError
+from qemu_ring.machine import KvmCapabilities, probe_host, probe_kvm, probe_qemu
+
+__all__ = ["build_command"]
+
+
+@click.command("build")
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path),
+    metavar="DIR|TARBALL",
+    help="QEMU 10.0 source, which is only read; default: Debian's, fetched with apt.",
+)
+@click.option("--jobs", type=int, metavar="N", help="Compilers at a time; default: one a CPU.")
+@click.option("--debug", is_flag=True, help="With QEMU's debug checks, not optimised.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def build_command(source: Path | None, jobs: int | None, debug: bool, as_json: bool) -> int:
+    """Build a QEMU that loses no dirty bits, and print its path.
+
+    It is kept, in $XDG_CACHE_HOME/qemu-ring or ~/.cache/qemu-ring, until its source, the
+    patches, the compiler or the options change. Needs no root.
+    """
+    options = BuildOptions(source=source, jobs=jobs, debug=debug)
+    with _progress() as show:
+        built = run(build_qemu(options, on_progress=show))
+    if as_json:
+        print_json(_document(built))
+    else:
+        _print_built(built)
+    return 0
+
+
+def _document(built: BuiltQemu) -> dict[str, object]:
+    try:
+        kvm: KvmCapabilities | None = probe_kvm()
+    except HostError:
+        kvm = None  # it can build without
+    return {
+        "schema": {"name": "qemu-ring.build", "version": 1},
+        "host": {**probe_host().as_dict(), "kvm": None if kvm is None else kvm.as_dict()},
+        "qemu": run(probe_qemu(built.path)).as_dict(),
+        "cached": built.cached,
+        "manifest": asdict(built.manifest),
+    }
+
+
+def _print_built(built: BuiltQemu) -> None:
+    """The path alone on standard output, so that a script can use it."""
+    made = built.manifest
+    how = "built before" if built.cached else f"built in {made.seconds:.0f} s"
+    patches = f"{len(made.patches)} patch{'' if len(made.patches) == 1 else 'es'}"
+    notes.print(Text(f"QEMU {made.version} with {patches}, {how}:"))
+    click.echo(str(built.path))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[State], None]]:
+    """A bar on standard error, gone when done; if that is no terminal, only a word of a wait."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=notes,
+        transient=True,
+        disable=not notes.is_terminal,
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(state: State) -> None:
+            if state.stage.startswith("waiting"):
+                notes.print(Text(f"qemu-ring: {state.stage}"))
+            bar.update(
+                task, description=state.stage, completed=state.done, total=state.total or None
+            )
+
+        yield show

@@ -1,0 +1,147 @@
+"""The real build, through the public command: what it makes, how it is found, how it is ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.build import built_binary
+from qemu_ring.build.cache import Cache
+from qemu_ring.machine import probe_qemu
+
+pytestmark = [
+    pytest.mark.qemu,
+    pytest.mark.skipif(
+        "QEMU_RING_PATCHED_QEMU" in os.environ, reason="another QEMU is to be tested than our own"
+    ),
+]
+
+COMMAND = [sys.executable, "-m", "qemu_ring.cli.main", "build"]
+DEADLINE = 90.0  # seconds
+
+
+def await_condition(what: str, condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+async def test_it_is_qemu_10_0_with_all_that_is_needed(patched_qemu: Path) -> None:
+    binary = await probe_qemu(patched_qemu)
+    assert binary.version.startswith("10.0.")
+    assert "(qemu-ring " in binary.version
+    assert binary.kvm
+    assert binary.ivshmem
+    assert binary.ring_property == "dirty-ring-size"
+    assert {"pc", "q35"} <= binary.machines
+
+
+def test_manifest_tells_what_it_was_made_of(patched_qemu: Path) -> None:
+    done = subprocess.run([*COMMAND, "--json"], capture_output=True, text=True, check=True)
+    document = json.loads(done.stdout)
+    assert document["schema"] == {"name": "qemu-ring.build", "version": 1}
+    assert document["cached"] is True
+    assert document["manifest"]["version"].startswith("10.0.")
+    assert document["manifest"]["sha256"] == document["qemu"]["sha256"]
+    assert document["host"]["kernel"] == os.uname().release
+    assert json.loads(patched_qemu.with_name("manifest.json").read_text()) == document["manifest"]
+
+
+def test_second_call_is_quick_and_prints_the_path_alone(patched_qemu: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        begin = time.monotonic()
+        done = subprocess.run(COMMAND, capture_output=True, text=True, check=True)
+        seconds.append(time.monotonic() - begin)
+        assert done.stdout == f"{patched_qemu}\n"
+        assert "built before" in done.stderr
+    assert min(seconds) < 1.0
+
+
+def test_other_commands_find_it_at_once(patched_qemu: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        begin = time.monotonic()
+        assert built_binary() == patched_qemu
+        seconds.append(time.monotonic() - begin)
+    assert min(seconds) < 0.05
+
+
+def test_plain_guest_starts_with_the_distributions_firmware(patched_qemu: Path) -> None:
+    if not Path("/usr/share/seabios/bios-256k.bin").exists():
+        pytest.skip("Debian's seabios is not installed")
+    arguments = ["-accel", "tcg", "-display", "none", "-monitor", "none", "-serial", "none"]
+    arguments += ["-chardev", "stdio,id=log", "-device", "isa-debugcon,iobase=0x402,chardev=log"]
+    with subprocess.Popen(
+        [patched_qemu, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("SeaBIOS (version")
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_ended_while_it_compiles(
+    patched_qemu: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    status: int,
+) -> None:
+    """ninja puts each compiler into a process group of its own; they end all the same."""
+    mine = tmp_path / "qemu-ring"
+    mine.mkdir()
+    for name in ("sources", "tools"):  # so that nothing is fetched anew
+        (mine / name).symlink_to(Cache().root / name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with subprocess.Popen(COMMAND, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            await_condition("it compiles", lambda: "\n[20/" in _log(mine) or _ended(process))
+            await_condition("there are compilers", lambda: "cc1" in _processes_in(mine).values())
+            process.send_signal(number)
+            assert process.wait(DEADLINE) == status
+        finally:
+            process.kill()
+    if number != signal.SIGKILL:
+        assert list(mine.glob("work/*")) == []
+        assert _processes_in(mine) == {}
+    await_condition("all that it started is gone", lambda: _processes_in(mine) == {})
+    assert list(mine.glob("builds/*")) == []
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    if process.poll() is None:
+        return False
+    assert process.stderr is not None
+    pytest.fail(f"it ended by itself: {process.stderr.read().decode()}")
+
+
+def _log(cache: Path) -> str:
+    return "".join(path.read_text(errors="replace") for path in cache.glob("logs/*.log"))
+
+
+def _processes_in(cache: Path) -> dict[int, str]:
+    """Processes that work in the cache's work directory."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "cwd").readlink().is_relative_to(cache / "work"):
+                found[int(entry.name)] = (entry / "comm").read_text().strip()
+    return found

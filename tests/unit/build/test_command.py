@@ -1,0 +1,76 @@
+"""`qemu-ring build` as a user runs it, where it does not come to build."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.build import built_binary
+
+COMMAND = [sys.executable, "-m", "qemu_ring.cli.main", "build"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/qemu-ring"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--source", "/no/such/source"], ["/no/such/source does not exist", "tarball"]),
+        (["--source", "/etc"], ["/etc is no QEMU source"]),
+        (["--jobs", "0"], ["--jobs is at least 1"]),
+        (["--jobs", "many"], ["many", "integer"]),
+    ],
+)
+def test_usage_errors(cache: Path, arguments: list[str], words: list[str]) -> None:
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("qemu-ring: ")
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+    assert not cache.exists()
+
+
+def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "as root, run: apt-get install gcc make " in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_it_says_that_it_waits(cache: Path, tree: Path, programs: Path) -> None:
+    cache.mkdir(parents=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with subprocess.Popen(
+            [*COMMAND, "--source", tree], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "qemu-ring: waiting for another build to end\n"
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err == "qemu-ring: ended by SIGINT; everything started was stopped\n"
+
+
+def test_nothing_is_built_yet(cache: Path) -> None:
+    assert built_binary() is None
+    assert not cache.exists()
+
+
+def test_relative_cache_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So says the XDG Base Directory Specification."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert built_binary() is None
