@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from qemu_ring.machine.kvm import KvmCapabilities, probe_kvm
 
 IMPLIED_MARKERS = {"ring": ("kvm", "qemu"), "kvm": ("qemu",), "qemu": ()}
 LEFTOVER_DEADLINE = 10.0  # seconds that a test's processes and files have to go away after it
+BUILD_SECONDS = 2400  # that the patched QEMU's build may take, on a slow machine
 OWNER_VARIABLE = "QEMU_RING_TEST_OWNER"
 PROC = Path("/proc")
 SHM = Path("/dev/shm")
@@ -81,6 +85,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m selects, so that "not kvm" leaves out ring tests too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if "patched_qemu" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.build)
+            item.add_marker(pytest.mark.timeout(BUILD_SECONDS + 120))
         for marker, implied in IMPLIED_MARKERS.items():
             if item.get_closest_marker(marker):
                 for name in implied:
@@ -99,6 +106,21 @@ def qemu_path() -> Path:
     if qemu is None:
         pytest.fail("a test that uses qemu_path needs the marker qemu, kvm or ring")
     return qemu
+
+
+@pytest.fixture(scope="session")
+def patched_qemu() -> Path:
+    """QEMU with this package's patches: $QEMU_RING_PATCHED_QEMU, or what `qemu-ring build` makes.
+
+    The first test that asks for it waits for the build, unless the user's cache has it.
+    """
+    chosen = os.environ.get("QEMU_RING_PATCHED_QEMU")
+    if chosen:
+        return Path(chosen)
+    command = [sys.executable, "-m", "qemu_ring.cli.main", "build", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
+    assert done.returncode == 0, done.stderr
+    return Path(json.loads(done.stdout)["qemu"]["path"])
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,9 @@ _STYLE = {Finding.OK: "green", Finding.MISSING: "bold red", Finding.ABSENT: "yel
 
 @click.command()
 @click.option(
-    "--qemu", metavar="PATH", help="QEMU to look at; default: qemu-system-x86_64 on PATH."
+    "--qemu",
+    metavar="PATH",
+    help="QEMU to look at; default: the one `build` made, else the first on PATH.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def doctor(qemu: str | None, as_json: bool) -> int:

@@ -9,8 +9,12 @@ import traceback
 import click
 
 from qemu_ring import __version__
+from qemu_ring.cli.build import build_command
 from qemu_ring.cli.doctor import doctor
+from qemu_ring.cli.policy import policy
 from qemu_ring.cli.prove import prove_command
+from qemu_ring.cli.rings import rings
+from qemu_ring.cli.slots import slots
 from qemu_ring.errors import ExitStatus, QemuRingError
 
 __all__ = ["main"]
@@ -31,6 +35,9 @@ def cli() -> None:
 
 cli.add_command(prove_command)
 cli.add_command(doctor)
+for _command in (slots, rings, policy):
+    cli.add_command(_command)
+cli.add_command(build_command)
 
 
 def main(arguments: list[str] | None = None) -> None:

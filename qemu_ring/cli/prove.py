@@ -15,6 +15,7 @@ from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.running import run
 from qemu_ring.dirty import Tracking
 from qemu_ring.machine import find_qemu
+from qemu_ring.memslot import FlushPolicy
 from qemu_ring.prove import Control, ProveOptions, ProveResult, Verdict, prove
 from qemu_ring.prove import Progress as State
 
@@ -24,7 +25,11 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command("prove")
-@click.option("--qemu", metavar="PATH", help="QEMU to test; default: qemu-system-x86_64 on PATH.")
+@click.option(
+    "--qemu",
+    metavar="PATH",
+    help="QEMU to test; default: the one `build` made, else qemu-system-x86_64 on PATH.",
+)
 @click.option(
     "--tracking",
     metavar="ring:SIZE|bitmap",
@@ -41,6 +46,11 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option(
     "--machine", type=click.Choice(["pc", "q35"]), default="pc", show_default=True, help="Machine."
+)
+@click.option(
+    "--policy",
+    type=click.Choice([policy.value for policy in FlushPolicy]),
+    help="How slots are removed; needs a patched QEMU.",
 )
 @click.option("--until-loss", is_flag=True, help="Stop at the first stale page; tell the time.")
 @click.option(
@@ -62,6 +72,7 @@ def prove_command(
     seconds: float | None,
     vcpus: int,
     machine: str,
+    policy: str | None,
     until_loss: bool,
     control: str | None,
     memory_dir: Path | None,
@@ -81,6 +92,7 @@ def prove_command(
         removals=removals,
         until_loss=until_loss,
         control=None if control is None else Control(control),
+        policy=None if policy is None else FlushPolicy(policy),
         memory_directory=memory_dir,
         log_directory=log_dir,
     )

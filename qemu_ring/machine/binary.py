@@ -10,6 +10,7 @@ import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from qemu_ring.build import built_binary
 from qemu_ring.errors import HostError, QemuUnsuitableError, UsageError
 from qemu_ring.machine.machine import last_lines
 from qemu_ring.machine.process import ChildProcess
@@ -72,6 +73,15 @@ class QemuBinary:
             )
         return self.ring_property
 
+    def require_flush_policies(self) -> None:
+        """Check that it is patched to remove memslots by a policy.
+
+        Raises:
+            QemuUnsuitableError: it is not.
+        """
+        if not self.flush_policies:
+            raise self._unsuitable("is not patched", "build one that is, with qemu-ring build")
+
     def require_slot_removal(self, machine: str) -> None:
         """Check that slots can be removed on a machine type.
 
@@ -91,13 +101,16 @@ class QemuBinary:
 
 
 def find_qemu(path: str | None = None) -> Path:
-    """The QEMU to use: the one named, else the first on PATH.
+    """The QEMU to use: the one named, else the patched one if it was built, else the first on PATH.
 
     Raises:
         UsageError: the path named is not a program.
         HostError: none is installed.
     """
     if path is None:
+        built = built_binary()
+        if built is not None:
+            return built
         found = shutil.which(_NAME)
         if found is None:
             raise HostError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from qemu_ring.dirty import Tracking
 from qemu_ring.errors import UsageError
 from qemu_ring.guest import MAX_VCPUS
+from qemu_ring.memslot import FlushPolicy
 
 __all__ = ["Control", "ProveOptions"]
 
@@ -38,6 +39,8 @@ class ProveOptions:
         removals: when to stop: slots removed; None for no limit but `seconds`.
         until_loss: stop after the first round that lost a page.
         control: run a control instead.
+        policy: how memslots are removed; needs a patched QEMU. None for what the QEMU
+            does by itself.
         memory_directory: where guest memory lives; None for memory without a name.
         log_directory: where the QEMUs' logs are kept; None to keep none.
 
@@ -52,6 +55,7 @@ class ProveOptions:
     removals: int | None = None
     until_loss: bool = False
     control: Control | None = None
+    policy: FlushPolicy | None = None
     memory_directory: Path | None = None
     log_directory: Path | None = None
 

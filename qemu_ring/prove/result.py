@@ -7,6 +7,7 @@ from typing import Final
 
 from qemu_ring.errors import ExitStatus
 from qemu_ring.machine import Host, KvmCapabilities, QemuBinary
+from qemu_ring.memslot import FlushInfo, FlushPolicy
 from qemu_ring.prove.options import Control, ProveOptions
 from qemu_ring.verify import StalePage
 
@@ -85,6 +86,7 @@ class ProveResult:
         first_write_seconds: from the start of QEMU until every vCPU had written.
         first_stale_seconds: from the start of the proof until a comparison found one.
         void_rounds: migrations that completed before they were held; not counted.
+        flush: a patched QEMU's own counters at the end of the run.
     """
 
     options: ProveOptions
@@ -98,6 +100,14 @@ class ProveResult:
     first_write_seconds: float
     first_stale_seconds: float | None
     void_rounds: int
+    flush: FlushInfo | None
+
+    @property
+    def policy(self) -> str:
+        """The flush policy in force; an unpatched QEMU has but one."""
+        if self.flush is None:
+            return FlushPolicy.BEST_EFFORT.value
+        return self.flush.effective.value
 
     @property
     def removals(self) -> int:
@@ -127,7 +137,7 @@ class ProveResult:
             "schema": SCHEMA,
             "host": {**self.host.as_dict(), "kvm": self.kvm.as_dict()},
             "qemu": self.qemu.as_dict(),
-            "policy": "best-effort",
+            "policy": self.policy,
             "tracking": str(options.tracking),
             "machine": options.machine,
             "vcpus": options.vcpus,
@@ -144,5 +154,6 @@ class ProveResult:
             ),
             "re_add": None if self.re_add is None else asdict(self.re_add),
             "void_rounds": self.void_rounds,
+            "flush": None if self.flush is None else self.flush.model_dump(mode="json"),
             "rounds": [asdict(one) for one in self.rounds],
         }

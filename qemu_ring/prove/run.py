@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qemu_ring.errors import QemuRingError
-from qemu_ring.machine import probe_host, probe_kvm, probe_qemu, require_memory
+from qemu_ring.machine import (
+    Accelerator,
+    probe_host,
+    probe_kvm,
+    probe_qemu,
+    require_memory,
+)
+from qemu_ring.memslot import query_flush
 from qemu_ring.migration import EndedEarlyError
 from qemu_ring.prove.options import Control, ProveOptions
 from qemu_ring.prove.result import Progress, ProveResult, ReAdd, Round
@@ -50,6 +57,10 @@ async def prove(
     options.tracking.require(kvm)
     qemu = await probe_qemu(binary)
     accelerator = options.tracking.accelerator(qemu)
+    if options.policy is not None:
+        qemu.require_flush_policies()
+        properties = {**accelerator.properties, "memslot-flush": options.policy.value}
+        accelerator = Accelerator(accelerator.name, properties)
     qemu.require_slot_removal(options.machine)
     require_memory(Plan.guests_bytes, host, "a guest and the one it is migrated to")
     plan = Plan(
@@ -70,6 +81,7 @@ async def prove(
         if options.control is None and not options.until_loss:
             re_add = await _measure_re_add(source, tally)
         first_write_seconds = source.first_write_seconds
+        flush = await query_flush(source.machine.monitor) if qemu.flush_policies else None
     result = ProveResult(
         options=options,
         host=host,
@@ -82,6 +94,7 @@ async def prove(
         first_write_seconds=first_write_seconds,
         first_stale_seconds=tally.first_stale_seconds,
         void_rounds=tally.void_rounds,
+        flush=flush,
     )
     if options.control is not Control.IDLE and not result.pages_written:
         raise QemuRingError(

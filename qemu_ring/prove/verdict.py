@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qemu_ring.memslot import FlushPolicy
 from qemu_ring.prove.options import Control
 from qemu_ring.prove.result import ProveResult
 
@@ -36,6 +37,33 @@ class Verdict:
         return cls(_clean_headline(result), tuple(_clean_meaning(result)), ())
 
 
+def _how(result: ProveResult) -> str:
+    tracking = str(result.options.tracking)
+    return tracking if result.flush is None else f"{tracking}, policy {result.policy}"
+
+
+def _flush(result: ProveResult) -> list[str]:
+    """What a patched QEMU counted itself."""
+    if result.flush is None:
+        return []
+    stats = result.flush.of(result.flush.effective)
+    said = f"QEMU counted {_many(stats.removals, 'removal')} by policy {result.policy}"
+    if result.flush.effective is not FlushPolicy.BEST_EFFORT:
+        said += (
+            f", and {_many(stats.pages_late, 'late page')}: dirtied after the point at which "
+            "best-effort removes a slot, and harvested all the same"
+        )
+    dropped = _many(result.flush.entries_dropped, "dirty ring entry", "dirty ring entries")
+    said += f". It dropped {dropped} whose slot was gone."
+    if stats.holds:
+        mean, longest = stats.hold_ns / stats.holds / 1000, stats.hold_ns_max / 1000
+        said += (
+            f" It held the vCPUs {_many(stats.holds, 'time')}, for {mean:,.0f} us on average and "
+            f"{longest:,.0f} us at most."
+        )
+    return [said]
+
+
 def _counts(result: ProveResult) -> str:
     removals = f"{_many(result.removals, 'memory slot removal')}"
     return f"{removals} in {_many(len(result.rounds), 'migration')}"
@@ -44,7 +72,7 @@ def _counts(result: ProveResult) -> str:
 def _stale_headline(result: ProveResult) -> str:
     stale = _many(result.stale_pages, "stale page")
     return (
-        f"QEMU {result.qemu.version} LOSES dirty bits on this host ({result.options.tracking}): "
+        f"QEMU {result.qemu.version} LOSES dirty bits on this host ({_how(result)}): "
         f"{stale} after {_counts(result)}."
     )
 
@@ -74,12 +102,12 @@ def _stale_meaning(result: ProveResult) -> list[str]:
         meaning.append(
             f"The first stale page was found {result.first_stale_seconds:.2f} s after the start."
         )
-    return meaning + _re_add(result)
+    return meaning + _flush(result) + _re_add(result)
 
 
 def _clean_headline(result: ProveResult) -> str:
     return (
-        f"QEMU {result.qemu.version} lost no dirty bit here ({result.options.tracking}): "
+        f"QEMU {result.qemu.version} lost no dirty bit here ({_how(result)}): "
         f"0 stale pages after {_counts(result)}."
     )
 
@@ -100,6 +128,7 @@ def _clean_meaning(result: ProveResult) -> list[str]:
             "added again, and every byte of its memory arrived. It shows that nothing was lost in "
             "this run, not that nothing can be; more --seconds make it say more."
         ),
+        *_flush(result),
         *_re_add(result),
     ]
 
@@ -136,5 +165,5 @@ def _ratio(result: ProveResult) -> str:
     return f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _many(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -28,6 +28,9 @@ def test_commands_are_ones_that_parse() -> None:
     for line in lines:
         name, *arguments = line.split()
         command = cli.commands[name]
+        if isinstance(command, click.Group):
+            command = command.commands[arguments.pop(0)]
+        arguments = [a.replace("./qemu", "/") for a in arguments]  # a path that exists
         with click.Context(command) as context:
             command.parse_args(context, arguments)
 

@@ -78,7 +78,7 @@ def test_doctor_finds_this_host_fit(qemu_path: Path) -> None:
 
 
 def test_doctor_names_what_is_missing(tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": str(tmp_path)}
+    environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(
         [*COMMAND, "doctor"], capture_output=True, text=True, timeout=60, env=environment
     )

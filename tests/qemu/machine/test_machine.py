@@ -262,6 +262,7 @@ def test_find_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageError, match=message):
             find_qemu(str(path))
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no patched QEMU there
     with pytest.raises(HostError, match=r"not installed; .*apt-get install qemu-system-x86"):
         find_qemu()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from qemu_ring.dirty import Tracking
 from qemu_ring.errors import ExitStatus
 from qemu_ring.machine import Host, KvmCapabilities, QemuBinary
+from qemu_ring.memslot import FlushInfo, FlushPolicy, FlushStatistics
 from qemu_ring.prove import Control, ProveOptions, ProveResult, ReAdd, Round, Verdict
 from qemu_ring.verify import StalePage
 
@@ -20,6 +21,7 @@ def made(
     re_add: ReAdd | None = None,
     control: Control | None = None,
     tracking: str = "ring:4096",
+    flush: FlushInfo | None = None,
 ) -> ProveResult:
     """A result of one round with so many stale pages."""
     one = Round(0, "removals", 100, 5000, 6000, stale, 9000, 0.5, 0.6)
@@ -38,6 +40,7 @@ def made(
         first_write_seconds=0.05,
         first_stale_seconds=0.61 if stale else None,
         void_rounds=0,
+        flush=flush,
     )
 
 
@@ -107,3 +110,55 @@ def test_document_has_what_is_promised() -> None:
     }
     assert document["seconds"] == 1.2
     assert document["first_stale_seconds"] == 0.61
+
+
+def test_what_a_patched_qemu_counted() -> None:
+    statistics = FlushStatistics(
+        policy=FlushPolicy.QUIESCE,
+        removals=100,
+        pages_harvested=5000,
+        pages_late=77,
+        writes_trapped=0,
+        holds=2,
+        hold_ns=300_000,
+        hold_ns_max=200_000,
+        hold_ns_log2=(),
+    )
+    flush = FlushInfo(
+        policy=FlushPolicy.AUTO,
+        effective=FlushPolicy.QUIESCE,
+        entries_dropped=1,
+        stats=(statistics,),
+    )
+    result = made(flush=flush)
+    assert "(ring:4096, policy quiesce)" in words(result)
+    assert "77 late pages" in words(result)
+    assert "dropped 1 dirty ring entry whose slot was gone." in words(result)
+    assert "held the vCPUs 2 times, for 150 us on average and 200 us at most" in words(result)
+    document = json.loads(json.dumps(result.as_dict()))
+    assert document["policy"] == "quiesce"
+    assert document["flush"]["stats"][0]["pages_late"] == 77
+
+
+def test_best_effort_has_no_late_pages_to_boast_of() -> None:
+    statistics = FlushStatistics(
+        policy=FlushPolicy.BEST_EFFORT,
+        removals=100,
+        pages_harvested=5000,
+        pages_late=0,
+        writes_trapped=0,
+        holds=0,
+        hold_ns=0,
+        hold_ns_max=0,
+        hold_ns_log2=(),
+    )
+    flush = FlushInfo(
+        policy=FlushPolicy.BEST_EFFORT,
+        effective=FlushPolicy.BEST_EFFORT,
+        entries_dropped=19,
+        stats=(statistics,),
+    )
+    said = words(made(14, flush=flush))
+    assert "dropped 19 dirty ring entries whose slot was gone" in said
+    assert "late page" not in said
+    assert "held the vCPUs" not in said

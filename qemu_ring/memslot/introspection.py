@@ -1,0 +1,74 @@
+"""KVM's memslots and dirty rings, as a patched QEMU tells of them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from qemu_ring.memslot.policy import require_patched
+from qemu_ring.qmp import Monitor
+
+__all__ = ["DirtyRing", "DirtyRings", "Memslot", "query_memslots", "query_rings"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+    )
+
+
+class Memslot(_Model):
+    """A memslot: `size` bytes of guest-physical memory from `address` on.
+
+    `as_id` is its address space (1 is x86's SMM), `offset` where in `ram_block` it begins.
+    """
+
+    as_id: int
+    slot: int
+    address: int
+    size: int
+    log_dirty: bool
+    read_only: bool
+    ram_block: str | None = None
+    offset: int
+
+
+class DirtyRing(_Model):
+    """One vCPU's ring: entries that wait, entries reaped so far, times it was full."""
+
+    cpu_index: int
+    fill: int
+    reaped: int
+    full: int
+
+
+class DirtyRings(_Model):
+    """All rings, `size` entries each; 0 if dirty pages are tracked by bitmap."""
+
+    size: int
+    with_bitmap: bool
+    rings: tuple[DirtyRing, ...]
+
+
+async def query_memslots(monitor: Monitor) -> list[Memslot]:
+    """List the memslots of a guest on a patched QEMU.
+
+    Raises:
+        QemuUnsuitableError: it is not patched.
+        QmpError: as in `Monitor.call`; CommandError if the guest does not use KVM.
+    """
+    await require_patched(monitor, "x-query-memslots")
+    return await monitor.call("x-query-memslots", list[Memslot])
+
+
+async def query_rings(monitor: Monitor) -> DirtyRings:
+    """Tell the state of the dirty rings of a guest on a patched QEMU; reaps nothing.
+
+    Raises:
+        QemuUnsuitableError: it is not patched.
+        QmpError: as in `Monitor.call`; CommandError if the guest does not use KVM.
+    """
+    await require_patched(monitor, "x-query-dirty-rings")
+    return await monitor.call("x-query-dirty-rings", DirtyRings)

@@ -1,0 +1,197 @@
+"""The patched QEMU: it loses pages only where it is told to, and tells what it does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.dirty import Tracking
+from qemu_ring.errors import QemuUnsuitableError
+from qemu_ring.guest import Pattern, Region, Stream, Workload, WorkloadControl, image_bytes
+from qemu_ring.machine import (
+    Accelerator,
+    Machine,
+    MachineDescription,
+    MemoryBackend,
+    UnnamedFile,
+    probe_qemu,
+)
+from qemu_ring.memslot import (
+    FlushPolicy,
+    PciAddress,
+    PciSlots,
+    SlotDevice,
+    query_flush,
+    query_memslots,
+    query_rings,
+    set_flush_policy,
+)
+from qemu_ring.prove import ProveOptions, prove
+from qemu_ring.qmp import CommandError
+
+pytestmark = pytest.mark.ring
+
+MIB = 1 << 20
+LOSSLESS = [FlushPolicy.QUIESCE, FlushPolicy.READ_ONLY, FlushPolicy.TOMBSTONE]
+
+
+async def test_best_effort_loses_pages_and_counts_them(patched_qemu: Path) -> None:
+    options = ProveOptions(until_loss=True, seconds=60, policy=FlushPolicy.BEST_EFFORT)
+    result = await prove(patched_qemu, options)
+    assert result.stale_pages > 0
+    assert result.flush is not None
+    assert result.flush.entries_dropped >= result.stale_pages
+    assert result.as_dict()["policy"] == "best-effort"
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+@pytest.mark.parametrize("policy", LOSSLESS)
+async def test_other_policies_lose_none_in_ring_mode(
+    patched_qemu: Path, policy: FlushPolicy, vcpus: int
+) -> None:
+    result = await prove(patched_qemu, ProveOptions(policy=policy, seconds=4, vcpus=vcpus))
+    assert result.stale_pages == 0
+    assert result.pages_written > 0
+    assert result.flush is not None
+    assert result.flush.policy is policy
+    assert result.flush.entries_dropped == 0
+    stats = result.flush.of(result.flush.effective)
+    assert stats.removals > result.removals * 0.9
+    if result.flush.effective is FlushPolicy.TOMBSTONE:
+        assert stats.holds == 0
+        assert stats.pages_late > 0  # it was needed: best-effort would have lost these
+    else:
+        assert stats.holds >= stats.removals // 2
+        assert sum(stats.hold_ns_log2) == stats.holds
+        assert 0 < stats.hold_ns_max <= stats.hold_ns
+
+
+@pytest.mark.parametrize("policy", [FlushPolicy.QUIESCE, FlushPolicy.READ_ONLY])
+async def test_policies_that_apply_lose_none_in_bitmap_mode(
+    patched_qemu: Path, policy: FlushPolicy
+) -> None:
+    options = ProveOptions(tracking=Tracking(), policy=policy, seconds=2)
+    result = await prove(patched_qemu, options)
+    assert result.stale_pages == 0
+    assert result.flush is not None
+    assert result.flush.effective is policy
+
+
+async def test_default_is_a_policy_that_loses_nothing(patched_qemu: Path) -> None:
+    result = await prove(patched_qemu, ProveOptions(removals=10))
+    assert result.flush is not None
+    assert result.flush.policy is FlushPolicy.AUTO
+    assert result.flush.effective in (FlushPolicy.TOMBSTONE, FlushPolicy.QUIESCE)
+    bitmap = await prove(patched_qemu, ProveOptions(tracking=Tracking(), removals=10))
+    assert bitmap.flush is not None
+    assert bitmap.flush.effective is FlushPolicy.QUIESCE
+
+
+@asynccontextmanager
+async def running(
+    qemu: Path, *extra: str, ring: bool = True
+) -> AsyncIterator[tuple[Machine, PciSlots]]:
+    """A guest with one removable slot, into which it writes."""
+    regions = (Region("slot", 1 << 30, MIB),)
+    span = Workload(regions, (Stream(),)).span("slot")
+    workload = Workload(regions, (Stream(Pattern.LOOP, span),) * 2)
+    with UnnamedFile("ram", 4 * MIB) as ram, UnnamedFile("slot", MIB) as slot:
+        device = SlotDevice(MemoryBackend("slot", slot), PciAddress(4))
+        description = MachineDescription(
+            accelerator=Accelerator("kvm", {"dirty-ring-size": 4096} if ring else {}),
+            memory=MemoryBackend("ram", ram),
+            vcpus=2,
+            backends=(device.backend,),
+            devices=(device.device(),),
+            firmware=image_bytes(),
+            fw_cfg=workload.fw_cfg(1_000_000_000),
+            extra=extra,
+        )
+        async with await Machine.start(qemu, description) as machine:
+            with WorkloadControl(ram.fd, workload, 1_000_000_000) as control:
+                await control.wait_writing()
+                yield machine, PciSlots(machine.monitor, [device])
+
+
+async def test_slots_and_rings_are_shown_as_they_are(patched_qemu: Path) -> None:
+    async with running(patched_qemu) as (machine, slots):
+        before = await query_memslots(machine.monitor)
+        assert "slot" not in {one.ram_block for one in before}
+        await slots.add("slot", 1 << 30)
+        (added,) = [s for s in await query_memslots(machine.monitor) if s not in before]
+        assert (added.as_id, added.address, added.size) == (0, 1 << 30, MIB)
+        assert added.ram_block is not None
+        assert added.ram_block.endswith("slot")  # the device's path stands before it
+        assert added.offset == 0
+        assert not added.log_dirty
+        assert not added.read_only
+        rings = await query_rings(machine.monitor)
+        assert rings.size == 4096
+        assert [ring.cpu_index for ring in rings.rings] == [0, 1]
+        assert all(0 <= ring.fill <= 4096 for ring in rings.rings)
+        await slots.remove("slot")
+        assert await query_memslots(machine.monitor) == before
+
+
+async def test_policy_changes_while_the_guest_runs(patched_qemu: Path) -> None:
+    async with running(patched_qemu, ring=False) as (machine, _):
+        assert (await query_flush(machine.monitor)).policy is FlushPolicy.AUTO
+        info = await set_flush_policy(machine.monitor, FlushPolicy.TOMBSTONE)
+        assert info.policy is FlushPolicy.TOMBSTONE
+        assert info.effective is FlushPolicy.QUIESCE  # by bitmap there is no tombstone
+        assert (await query_rings(machine.monitor)).size == 0
+
+
+async def test_unpatched_qemu_is_told_apart(qemu_path: Path) -> None:
+    if (await probe_qemu(qemu_path)).flush_policies:
+        pytest.skip("the QEMU to test with is itself patched")
+    with pytest.raises(QemuUnsuitableError, match=r"is not patched; .*qemu-ring build"):
+        await prove(qemu_path, ProveOptions(policy=FlushPolicy.QUIESCE))
+    async with running(qemu_path) as (machine, _):
+        for question in (query_flush, query_memslots, query_rings):
+            with pytest.raises(QemuUnsuitableError, match=r"not patched; .*qemu-ring build"):
+                await question(machine.monitor)
+
+
+async def test_tcg_guest_has_no_memslots(patched_qemu: Path) -> None:
+    with UnnamedFile("ram", MIB) as ram:
+        description = MachineDescription(
+            accelerator=Accelerator("tcg"),
+            memory=MemoryBackend("ram", ram),
+            machine="none",
+        )
+        async with await Machine.start(patched_qemu, description) as machine:
+            with pytest.raises(CommandError, match="KVM is not in use"):
+                await query_memslots(machine.monitor)
+
+
+async def test_commands_show_and_set(patched_qemu: Path, tmp_path: Path) -> None:
+    path = tmp_path / "monitor"
+
+    def command(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "qemu_ring.cli.main", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    async with running(patched_qemu, "-qmp", f"unix:{path},server=on,wait=off"):
+        assert "RAM block" in command("slots", str(path))
+        document = json.loads(command("slots", "--json", str(path)))
+        assert document["schema"]["name"] == "qemu-ring.slots"
+        assert {slot["ram_block"] for slot in document["slots"]} >= {"ram"}
+        assert "4096 entries each" in command("rings", str(path))
+        assert json.loads(command("rings", "--json", str(path)))["size"] == 4096
+        said = command("policy", "set", "read-only", str(path))
+        assert "policy: read-only; in force: read-only" in said
+        said = json.loads(command("policy", "get", "--json", str(path)))
+        assert said["effective"] == "read-only"
