@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
 from qemu_ring.memslot.policy import require_patched
-from qemu_ring.qmp import Monitor
+from qemu_ring.qmp import Monitor, QmpModel
 
 __all__ = ["DirtyRing", "DirtyRings", "Memslot", "query_memslots", "query_rings"]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        populate_by_name=True,
-        alias_generator=lambda name: name.replace("_", "-"),
-    )
-
-
-class Memslot(_Model):
+class Memslot(QmpModel):
     """A memslot: `size` bytes of guest-physical memory from `address` on.
 
     `as_id` is its address space (1 is x86's SMM), `offset` where in `ram_block` it begins.
@@ -35,7 +24,7 @@ class Memslot(_Model):
     offset: int
 
 
-class DirtyRing(_Model):
+class DirtyRing(QmpModel):
     """One vCPU's ring: entries that wait, entries reaped so far, times it was full."""
 
     cpu_index: int
@@ -44,7 +33,7 @@ class DirtyRing(_Model):
     full: int
 
 
-class DirtyRings(_Model):
+class DirtyRings(QmpModel):
     """All rings, `size` entries each; 0 if dirty pages are tracked by bitmap."""
 
     size: int

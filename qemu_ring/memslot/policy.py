@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from enum import Enum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from qemu_ring.errors import QemuUnsuitableError
-from qemu_ring.qmp import Monitor
+from qemu_ring.qmp import Monitor, QmpModel
 
 __all__ = [
     "FlushInfo",
@@ -34,16 +34,7 @@ class FlushPolicy(Enum):
     """Ring only: remove, then harvest the ring's late entries into the memory they were for."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        populate_by_name=True,
-        alias_generator=lambda name: name.replace("_", "-"),
-    )
-
-
-class FlushStatistics(_Model):
+class FlushStatistics(QmpModel):
     """What one policy has done since QEMU's start; times in nanoseconds.
 
     `pages_late` of the pages harvested were found only after the point at which
@@ -62,7 +53,7 @@ class FlushStatistics(_Model):
     hold_ns_log2: tuple[int, ...] = Field(repr=False)
 
 
-class FlushInfo(_Model):
+class FlushInfo(QmpModel):
     """The policy asked for, the one in force, and what each has done.
 
     `entries_dropped` counts dirty ring entries whose memslot was gone: lost pages.

@@ -35,6 +35,7 @@ from qemu_ring.qmp.models import (
     PciDevice,
     PciRegion,
     PropertyInfo,
+    QmpModel,
     StatusInfo,
     VersionInfo,
 )
@@ -53,6 +54,7 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "CommandError",
     "CommandTimeoutError",
     "ProtocolError",
+    "QmpModel",
     "MigrationInfo",
     "MigrationRam",
     "MigrationStatus",

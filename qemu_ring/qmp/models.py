@@ -29,13 +29,16 @@ __all__ = [
     "PciRegion",
     "PropertyInfo",
     "QemuVersion",
+    "QmpModel",
     "StatusInfo",
     "VcpuDirtyRate",
     "VersionInfo",
 ]
 
 
-class _Model(BaseModel):
+class QmpModel(BaseModel):
+    """Base of what QMP returns: frozen, dashes in QMP's names, members unknown here ignored."""
+
     model_config = ConfigDict(
         frozen=True,
         extra="ignore",
@@ -44,7 +47,7 @@ class _Model(BaseModel):
     )
 
 
-class QemuVersion(_Model):
+class QemuVersion(QmpModel):
     """QEMU's own version number."""
 
     major: int
@@ -57,28 +60,28 @@ class QemuVersion(_Model):
         return self.major, self.minor, self.micro
 
 
-class VersionInfo(_Model):
+class VersionInfo(QmpModel):
     """query-version, and the greeting's version."""
 
     qemu: QemuVersion
     package: str = ""
 
 
-class StatusInfo(_Model):
+class StatusInfo(QmpModel):
     """query-status: QEMU's run state."""
 
     status: str
     running: bool
 
 
-class KvmInfo(_Model):
+class KvmInfo(QmpModel):
     """query-kvm: whether KVM is in use, and whether this binary was built with it."""
 
     enabled: bool
     present: bool
 
 
-class CpuInfo(_Model):
+class CpuInfo(QmpModel):
     """query-cpus-fast: one vCPU; `thread_id` is the host's thread."""
 
     cpu_index: int
@@ -139,14 +142,14 @@ class MigrationStatus(str, Enum):
         return self is not MigrationStatus.NONE and not self.is_final
 
 
-class CapabilityState(_Model):
+class CapabilityState(QmpModel):
     """query-migrate-capabilities: one migration capability, on or off."""
 
     capability: str
     state: bool
 
 
-class MigrationRam(_Model):
+class MigrationRam(QmpModel):
     """query-migrate: what has become of guest RAM. Sizes in bytes."""
 
     transferred: int
@@ -173,7 +176,7 @@ class MigrationRam(_Model):
     dirty_sync_missed_zero_copy: int | None = None
 
 
-class MigrationInfo(_Model):
+class MigrationInfo(QmpModel):
     """query-migrate. `status` and the rest are None before the first migration. Times in ms."""
 
     status: MigrationStatus | None = None
@@ -201,7 +204,7 @@ class MigrationInfo(_Model):
         return self.status is not None and self.status.is_final
 
 
-class PciId(_Model):
+class PciId(QmpModel):
     """A PCI device's numbers."""
 
     vendor: int
@@ -210,7 +213,7 @@ class PciId(_Model):
     subsystem_vendor: int | None = None
 
 
-class PciRegion(_Model):
+class PciRegion(QmpModel):
     """One BAR. `address` is -1 while it is unmapped; `size` in bytes."""
 
     bar: int
@@ -226,7 +229,7 @@ class PciRegion(_Model):
         return self.address != -1
 
 
-class PciDevice(_Model):
+class PciDevice(QmpModel):
     """One PCI function. `qdev_id` is the ``id=`` it was made with, empty if none."""
 
     bus: int
@@ -238,20 +241,20 @@ class PciDevice(_Model):
     pci_bridge: PciBridge | None = Field(None, alias="pci_bridge")
 
 
-class PciBridge(_Model):
+class PciBridge(QmpModel):
     """What is behind a PCI bridge; nothing until firmware has numbered its bus."""
 
     devices: tuple[PciDevice, ...] = ()
 
 
-class PciBus(_Model):
+class PciBus(QmpModel):
     """query-pci: a root bus and its devices."""
 
     bus: int
     devices: tuple[PciDevice, ...]
 
 
-class MemoryBackendInfo(_Model):
+class MemoryBackendInfo(QmpModel):
     """query-memdev: one memory backend; `size` in bytes."""
 
     id: str | None = None
@@ -265,14 +268,14 @@ class MemoryBackendInfo(_Model):
     host_nodes: tuple[int, ...] = ()
 
 
-class VcpuDirtyRate(_Model):
+class VcpuDirtyRate(QmpModel):
     """One vCPU's dirty rate, in MiB/s."""
 
     id: int
     dirty_rate: int
 
 
-class DirtyRate(_Model):
+class DirtyRate(QmpModel):
     """query-dirty-rate; `dirty_rate` in MiB/s once status is ``measured``."""
 
     status: Literal["unstarted", "measuring", "measured"]
@@ -288,7 +291,7 @@ class DirtyRate(_Model):
     """Pages sampled of each GiB, in mode ``page-sampling``."""
 
 
-class PropertyInfo(_Model):
+class PropertyInfo(QmpModel):
     """One property of a QOM type or device type."""
 
     name: str
@@ -297,7 +300,7 @@ class PropertyInfo(_Model):
     default_value: Any = None
 
 
-class CharDevice(_Model):
+class CharDevice(QmpModel):
     """query-chardev: one character device."""
 
     label: str
