@@ -13,7 +13,7 @@ from qemu_ring.machine.errors import MachineDiedError, MachineError
 from qemu_ring.machine.host import Host, probe_host, require_memory
 from qemu_ring.machine.kvm import KvmCapabilities, probe_kvm
 from qemu_ring.machine.machine import Machine
-from qemu_ring.machine.memory import UnnamedFile
+from qemu_ring.machine.memory import UnnamedFile, require_space
 
 __all__ = [
     "Accelerator",
@@ -37,4 +37,5 @@ __all__ = [
     "probe_kvm",
     "probe_qemu",
     "require_memory",
+    "require_space",
 ]

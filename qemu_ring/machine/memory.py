@@ -7,8 +7,9 @@ from pathlib import Path
 from types import TracebackType
 
 from qemu_ring.errors import HostError
+from qemu_ring.machine.host import shm_free_bytes
 
-__all__ = ["UnnamedFile"]
+__all__ = ["UnnamedFile", "require_space"]
 
 
 class UnnamedFile:
@@ -81,19 +82,26 @@ class UnnamedFile:
             self._fd = -1
 
 
-def _open_in(directory: Path, size: int) -> int:
-    try:
-        free = os.statvfs(directory)
-    except OSError as error:
+def require_space(directory: Path, needed_bytes: int) -> None:
+    """Check that files of so many bytes in all fit into a directory's file system.
+
+    Unnamed files are sparse, so that each for itself seems to fit; what does not fit in
+    the end kills the guest.
+
+    Raises:
+        HostError: the directory is missing, or its file system has too little space.
+    """
+    free = shm_free_bytes(directory)
+    if free < needed_bytes:
         raise HostError(
-            f"{directory}: {error.strerror}", hint="name a directory on tmpfs, such as /dev/shm"
-        ) from error
-    if free.f_bavail * free.f_frsize < size:
-        raise HostError(
-            f"not enough space in {directory}: {size >> 20} MiB needed, "
-            f"{(free.f_bavail * free.f_frsize) >> 20} MiB free",
+            f"not enough space in {directory}: {needed_bytes >> 20} MiB needed, "
+            f"{free >> 20} MiB free",
             hint="free some, enlarge it (mount -o remount,size=...), or use another directory",
         )
+
+
+def _open_in(directory: Path, size: int) -> int:
+    require_space(directory, size)
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -15,6 +15,7 @@ from qemu_ring.machine import (
     probe_kvm,
     probe_qemu,
     require_memory,
+    require_space,
 )
 from qemu_ring.memslot import query_flush
 from qemu_ring.migration import EndedEarlyError
@@ -63,6 +64,8 @@ async def prove(
         accelerator = Accelerator(accelerator.name, properties)
     qemu.require_slot_removal(options.machine)
     require_memory(Plan.guests_bytes, host, "a guest and the one it is migrated to")
+    if options.memory_directory is not None:
+        require_space(options.memory_directory, Plan.memory_bytes)
     plan = Plan(
         vcpus=options.vcpus,
         machine=options.machine,

@@ -62,8 +62,10 @@ class Plan:
         tsc_hz: ticks per second of the guest's time stamp counter.
     """
 
-    guests_bytes: Final = 2 * (sum(_SIZES.values()) + _OVERHEAD)
-    """Memory that a source and its destination need."""
+    memory_bytes: Final = 2 * sum(_SIZES.values())
+    """Guest memory of a source and its destination."""
+    guests_bytes: Final = memory_bytes + 2 * _OVERHEAD
+    """Memory that the two need in all."""
     slot_bytes: Final = _SIZES[SLOT]
 
     def __init__(self, *, vcpus: int, machine: str, accelerator: Accelerator, tsc_hz: int) -> None:

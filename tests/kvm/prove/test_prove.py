@@ -99,3 +99,13 @@ async def test_too_little_memory_is_refused_before_anything_starts(
     monkeypatch.setattr("qemu_ring.machine.host.memory_available_bytes", lambda _root: 64 << 20)
     with pytest.raises(HostError, match=r"not enough memory .* 64 MiB are available"):
         await prove(qemu_path, ProveOptions(tracking=Tracking()))
+
+
+@pytest.mark.kvm
+async def test_too_little_space_for_all_files_is_refused_though_each_would_fit(
+    qemu_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qemu_ring.machine.memory.shm_free_bytes", lambda _path: 100 << 20)
+    options = ProveOptions(tracking=Tracking(), memory_directory=Path("/dev/shm"))
+    with pytest.raises(HostError, match=r"not enough space in /dev/shm: 164 MiB needed, 100 MiB"):
+        await prove(qemu_path, options)
