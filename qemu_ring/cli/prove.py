@@ -45,6 +45,14 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
     "--vcpus", type=int, metavar="N", default=1, show_default=True, help="vCPUs that write."
 )
 @click.option(
+    "--rate",
+    type=float,
+    metavar="R",
+    default=100_000,
+    show_default=True,
+    help="Pages a second that all vCPUs write; slower means more removals a round.",
+)
+@click.option(
     "--machine", type=click.Choice(["pc", "q35"]), default="pc", show_default=True, help="Machine."
 )
 @click.option(
@@ -71,6 +79,7 @@ def prove_command(
     removals: int | None,
     seconds: float | None,
     vcpus: int,
+    rate: float,
     machine: str,
     policy: str | None,
     until_loss: bool,
@@ -88,6 +97,7 @@ def prove_command(
         tracking=Tracking.parse(tracking),
         machine=machine,
         vcpus=vcpus,
+        pages_per_second=rate,
         seconds=seconds,
         removals=removals,
         until_loss=until_loss,

@@ -34,6 +34,7 @@ class ProveOptions:
         tracking: how dirty pages are tracked.
         machine: machine type, pc or q35.
         vcpus: how many vCPUs write.
+        pages_per_second: how fast the vCPUs write clean pages, all together.
         seconds: when to begin no further round; None for no limit but `removals`, or
             for the default if there is no limit at all.
         removals: when to stop: slots removed; None for no limit but `seconds`.
@@ -51,6 +52,7 @@ class ProveOptions:
     tracking: Tracking = field(default_factory=lambda: Tracking(4096))
     machine: str = "pc"
     vcpus: int = 1
+    pages_per_second: float = 100_000.0
     seconds: float | None = None
     removals: int | None = None
     until_loss: bool = False
@@ -62,6 +64,11 @@ class ProveOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise UsageError(f"{self.vcpus} vCPUs are out of range", hint=f"use 1 to {MAX_VCPUS}")
+        if not 1000 <= self.pages_per_second <= 1e9:
+            raise UsageError(
+                f"--rate {self.pages_per_second:g} is out of range",
+                hint="use 1000 to 1e9 pages a second",
+            )
         if self.seconds is not None and not self.seconds > 0:
             raise UsageError("--seconds must be greater than 0", hint="leave it out for 10")
         if self.removals is not None and self.removals < 1:

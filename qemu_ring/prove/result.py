@@ -141,6 +141,7 @@ class ProveResult:
             "tracking": str(options.tracking),
             "machine": options.machine,
             "vcpus": options.vcpus,
+            "pages_per_second": options.pages_per_second,
             "control": None if control is None else control.value,
             "verdict": "stale" if self.stale_pages else "clean",
             "removals": self.removals,

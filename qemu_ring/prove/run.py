@@ -71,6 +71,7 @@ async def prove(
         machine=options.machine,
         accelerator=accelerator,
         tsc_hz=kvm.tsc_khz * 1000 or _FALLBACK_TSC_HZ,
+        pages_per_second=options.pages_per_second,
     )
     tally = _Tally(on_progress or (lambda _: None))
     async with start_source(

@@ -28,8 +28,6 @@ SLOT_ADDRESS: Final = {SLOT: 1 << 30, HELPER: 2 << 30}
 _BALLAST: Final = Region("ballast", 16 * _MIB, 32 * _MIB)
 _OVERHEAD: Final = 64 * _MIB
 """A QEMU's own memory, about."""
-_PAGES_PER_SECOND: Final = 100_000
-"""Of all vCPUs. The loss is this rate times the time between harvest and removal."""
 
 
 class Memory(ExitStack):
@@ -60,6 +58,8 @@ class Plan:
         machine: machine type.
         accelerator: KVM with the tracking to test.
         tsc_hz: ticks per second of the guest's time stamp counter.
+        pages_per_second: how fast all vCPUs together walk over the slot. The loss is this
+            rate times the time between harvest and removal.
     """
 
     memory_bytes: Final = 2 * sum(_SIZES.values())
@@ -68,7 +68,15 @@ class Plan:
     """Memory that the two need in all."""
     slot_bytes: Final = _SIZES[SLOT]
 
-    def __init__(self, *, vcpus: int, machine: str, accelerator: Accelerator, tsc_hz: int) -> None:
+    def __init__(
+        self,
+        *,
+        vcpus: int,
+        machine: str,
+        accelerator: Accelerator,
+        tsc_hz: int,
+        pages_per_second: float = 100_000.0,
+    ) -> None:
         self._machine = machine
         self._accelerator = accelerator
         self.tsc_hz = tsc_hz
@@ -81,7 +89,7 @@ class Plan:
         )
         """Keeps the first pass from converging, and leaves enough to send to hold it open."""
         self.walk = tuple(
-            Stream(Pattern.ONCE, part, pages_per_second=_PAGES_PER_SECOND / vcpus)
+            Stream(Pattern.ONCE, part, pages_per_second=pages_per_second / vcpus)
             for part in spans.span(SLOT).split(vcpus)
         )
         """Writes each page of the slot once: every one of them was clean, so a lost bit shows."""

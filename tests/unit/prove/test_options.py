@@ -15,6 +15,8 @@ from qemu_ring.prove import Control, ProveOptions
     [
         ({"vcpus": 0}, "0 vCPUs are out of range; use 1 to 32"),
         ({"vcpus": 33}, "33 vCPUs"),
+        ({"pages_per_second": 10.0}, "--rate 10 is out of range; use 1000 to 1e9"),
+        ({"pages_per_second": float("nan")}, "--rate nan is out of range"),
         ({"seconds": 0.0}, "--seconds must be greater than 0"),
         ({"seconds": float("nan")}, "--seconds must be greater than 0"),
         ({"removals": 0}, "--removals must be at least 1; --control no-removals"),
