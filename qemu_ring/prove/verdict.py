@@ -94,8 +94,8 @@ def _stale_meaning(result: ProveResult) -> list[str]:
             "and no error tells of it."
         ),
         (
-            f"That is one page lost in {_ratio(result)} removals here. The rate follows how fast "
-            "the guest dirties clean pages; a lost page may hold anything."
+            f"{_ratio(result)} here. The rate follows how fast the guest dirties clean pages; a "
+            "lost page may hold anything."
         ),
     ]
     if result.first_stale_seconds is not None:
@@ -161,8 +161,14 @@ def _pages(result: ProveResult) -> list[str]:
 
 
 def _ratio(result: ProveResult) -> str:
+    if result.stale_pages >= result.removals:
+        return f"Each removal lost {result.stale_pages / max(result.removals, 1):.1f} pages"
     ratio = result.removals / result.stale_pages
-    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
+    return (
+        f"One page was lost in {ratio:.1f} removals"
+        if ratio < 10
+        else (f"One page was lost in {ratio:,.0f} removals")
+    )
 
 
 def _many(count: int, one: str, many: str | None = None) -> str:

@@ -55,10 +55,15 @@ def test_stale() -> None:
     verdict = Verdict.of(result)
     assert "LOSES dirty bits" in verdict.headline
     assert "20 stale pages after 100 memory slot removals in 2 migrations" in verdict.headline
-    assert "one page lost in 5.0 removals" in words(result)
+    assert "One page was lost in 5.0 removals" in words(result)
     assert "found 0.61 s after the start" in words(result)
     assert verdict.pages[1].startswith("slot page 7: source 111111111111, destination 2222")
     assert verdict.pages[-1] == "and 12 more; --json lists them"
+
+
+def test_rates_are_told_as_one_would_say_them() -> None:
+    assert "One page was lost in 50 removals" in words(made(2))
+    assert "Each removal lost 1.5 pages" in words(made(150))
 
 
 def test_one_stale_page_is_not_pages() -> None:
