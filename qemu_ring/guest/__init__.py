@@ -9,7 +9,7 @@ from qemu_ring.guest.control import (
 from qemu_ring.guest.image import IMAGE_SIZE, build_image, image_bytes, source_text
 from qemu_ring.guest.layout import LOW_MEMORY, MAX_VCPUS, PAGE_SIZE
 from qemu_ring.guest.tokens import pages_changed, read_tokens
-from qemu_ring.guest.workload import Pattern, Region, Span, Stream, Workload, split_evenly
+from qemu_ring.guest.workload import Pattern, Region, Span, Stream, Workload
 
 __all__ = [
     "IMAGE_SIZE",
@@ -30,5 +30,4 @@ __all__ = [
     "pages_changed",
     "read_tokens",
     "source_text",
-    "split_evenly",
 ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import pairwise
 
@@ -210,9 +209,3 @@ def pack_stream(stream: Stream, tsc_hz: int, *, table_start: int = 0) -> bytes:
         hot_count,
         runs,
     )
-
-
-def split_evenly(span: Span, streams: Sequence[Stream]) -> tuple[Stream, ...]:
-    """The same streams, each with its own part of `span`, in order."""
-    parts = span.split(len(streams))
-    return tuple(replace(stream, span=part) for stream, part in zip(streams, parts, strict=True))

@@ -70,11 +70,6 @@ class UnnamedFile:
             offset += os.pwrite(self._fd, view[offset:], offset)
         self.size = offset
 
-    def discard(self) -> None:
-        """Give its memory back; it reads as zeros again."""
-        os.ftruncate(self._fd, 0)
-        os.ftruncate(self._fd, self.size)
-
     def close(self) -> None:
         """Close the descriptor; safe to call again."""
         if self._fd >= 0:

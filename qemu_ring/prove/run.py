@@ -29,6 +29,8 @@ __all__ = ["prove"]
 
 _PAGE_SIZE = 4096
 _MAX_LISTED = 1000
+_FALLBACK_TSC_HZ = 2_000_000_000
+"""Where KVM does not tell; the writer's rate is then off by as much."""
 _MAX_VOID = 5
 """Migrations in a row that may complete before they are held, on a busy host."""
 
@@ -106,10 +108,6 @@ async def prove(
             hint="see its serial output and QEMU's log (--log-dir)",
         )
     return result
-
-
-_FALLBACK_TSC_HZ = 2_000_000_000
-"""Where KVM does not tell; the writer's rate is then off by as much."""
 
 
 @dataclass(slots=True)
