@@ -9,6 +9,7 @@ from qemu_ring.machine import Accelerator, KvmCapabilities, QemuBinary
 
 __all__ = ["Tracking"]
 
+_NO_MANUAL_PROTECT = "bitmap:no-manual-protect"
 _LEAST_ENTRIES = 1024
 """The least that QEMU's documentation asks for; KVM keeps up to 576 entries in reserve."""
 
@@ -20,12 +21,16 @@ class Tracking:
     Args:
         ring_entries: entries (one a dirty page) of each vCPU's dirty ring; None for
             the bitmap.
+        manual_protect: for the bitmap: use KVM's manual dirty log protection, as QEMU
+            does where KVM has it. Turning it off needs a patched QEMU; a slot that is
+            added then starts clean, as it does on kernels before Linux 5.7.
 
     Raises:
         UsageError: no power of two, or too small.
     """
 
     ring_entries: int | None = None
+    manual_protect: bool = True
 
     def __post_init__(self) -> None:
         size = self.ring_entries
@@ -42,13 +47,13 @@ class Tracking:
 
     @classmethod
     def parse(cls, text: str) -> Tracking:
-        """Read `bitmap` or `ring:SIZE`, SIZE in entries.
+        """Read `bitmap`, `bitmap:no-manual-protect` or `ring:SIZE`, SIZE in entries.
 
         Raises:
-            UsageError: it is neither.
+            UsageError: it is none of them.
         """
-        if text == "bitmap":
-            return cls()
+        if text in ("bitmap", _NO_MANUAL_PROTECT):
+            return cls(manual_protect=text == "bitmap")
         kind, _, size = text.partition(":")
         if kind != "ring" or not size.isdecimal():
             raise UsageError(
@@ -57,7 +62,9 @@ class Tracking:
         return cls(int(size))
 
     def __str__(self) -> str:
-        return "bitmap" if self.ring_entries is None else f"ring:{self.ring_entries}"
+        if self.ring_entries is not None:
+            return f"ring:{self.ring_entries}"
+        return "bitmap" if self.manual_protect else _NO_MANUAL_PROTECT
 
     @property
     def is_ring(self) -> bool:
@@ -88,9 +95,12 @@ class Tracking:
         """KVM with this tracking, in the words that this QEMU understands.
 
         Raises:
-            QemuUnsuitableError: this QEMU has no KVM, or no dirty ring.
+            QemuUnsuitableError: this QEMU has no KVM, or not what the mode takes.
         """
         binary.require_kvm()
+        if self.ring_entries is None and not self.manual_protect:
+            binary.require_flush_policies()
+            return Accelerator("kvm", {"x-manual-dirty-log": False})
         if self.ring_entries is None:
             return Accelerator("kvm")
         return Accelerator("kvm", {binary.require_ring(): self.ring_entries})

@@ -136,9 +136,9 @@ class HeldPrecopy:
         """
         await commands.stop(self._source)
         await self.progress()
-        # QEMU completes when what is left fits into the downtime at the bandwidth that
-        # it measured, and it measured the slow one: so both limits have to rise.
-        await commands.set_parameters(self._source, max_bandwidth=_UNLIMITED, downtime_limit=300)
+        # The downtime limit stays low: the guest is stopped, so nothing is gained by a
+        # harvest before all is sent that was known to be dirty.
+        await commands.set_parameters(self._source, max_bandwidth=_UNLIMITED)
         for events in (self._passes, self._arrivals):
             await self._wait(events, _completed, timeout)
         return await commands.query_migrate(self._source)

@@ -49,7 +49,8 @@ class Round:
         pages_written: pages of the slots whose content the guest changed in it.
         writes: what the guest counted, writes that met no slot included.
         stale_pages: pages that differ at the destination.
-        pages_sent: pages that QEMU sent in all.
+        pages_sent_again: pages sent because they were, or counted as, dirtied after the
+            first pass and the harvest that ended it.
         seconds: from the migration's start to the end of the comparison.
         ended_at_seconds: the same end, counted from the start of the proof.
     """
@@ -60,7 +61,7 @@ class Round:
     pages_written: int
     writes: int
     stale_pages: int
-    pages_sent: int
+    pages_sent_again: int
     seconds: float
     ended_at_seconds: float
 

@@ -172,7 +172,7 @@ class _Tally:
                 pages_written=outcome.pages_written,
                 writes=outcome.writes,
                 stale_pages=comparison.pages_stale_total,
-                pages_sent=outcome.pages_sent,
+                pages_sent_again=outcome.pages_sent_again,
                 seconds=round(outcome.seconds, 3),
                 ended_at_seconds=round(self.seconds, 3),
             )
@@ -183,7 +183,7 @@ class _Tally:
 async def _measure_re_add(source: Source, tally: _Tally) -> ReAdd:
     without = await tally.take(source.baseline)
     once = await tally.take(source.re_add)
-    pages = max(0, once.pages_sent - without.pages_sent)
+    pages = max(0, once.pages_sent_again - without.pages_sent_again)
     return ReAdd(slot_bytes=source.plan.slot_bytes, resent_bytes=pages * _PAGE_SIZE)
 
 

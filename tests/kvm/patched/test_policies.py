@@ -32,6 +32,7 @@ from qemu_ring.memslot import (
     query_rings,
     set_flush_policy,
 )
+from qemu_ring.migration import HeldPrecopy, Pace
 from qemu_ring.prove import ProveOptions, prove
 from qemu_ring.qmp import CommandError
 
@@ -83,6 +84,47 @@ async def test_policies_that_apply_lose_none_in_bitmap_mode(
     assert result.flush.effective is policy
 
 
+async def test_bitmap_mode_loses_too_where_added_slots_start_clean(patched_qemu: Path) -> None:
+    tracking = Tracking(manual_protect=False)
+    options = ProveOptions(
+        tracking=tracking, policy=FlushPolicy.BEST_EFFORT, until_loss=True, seconds=60
+    )
+    assert (await prove(patched_qemu, options)).stale_pages > 0
+
+
+@pytest.mark.parametrize("policy", [FlushPolicy.QUIESCE, FlushPolicy.READ_ONLY])
+async def test_policies_lose_none_by_bitmap_where_added_slots_start_clean(
+    patched_qemu: Path, policy: FlushPolicy
+) -> None:
+    tracking = Tracking(manual_protect=False)
+    result = await prove(patched_qemu, ProveOptions(tracking=tracking, policy=policy, seconds=4))
+    assert result.stale_pages == 0
+    assert result.pages_written > 0
+    assert result.re_add is not None
+    assert result.re_add.resent_bytes <= 8 * 4096
+
+
+async def test_event_for_each_slot_flushed_while_migrating(patched_qemu: Path) -> None:
+    async with (
+        running(patched_qemu) as (machine, slots),
+        running(patched_qemu, destination=True) as (twin, _),
+    ):
+        await slots.add("slot", 1 << 30)
+        with machine.monitor.events("X_MEMSLOT_FLUSH") as events:
+            await slots.cycle(["slot"])  # no migration yet, so no event
+            # Slow, because the first pass has to take longer than 100 ms.
+            pace = Pace(first_pass=4 * MIB, held=MIB // 4)
+            async with HeldPrecopy(machine, twin, pace) as migration:
+                await migration.hold()
+                await slots.cycle(["slot"])
+                event = await events.wait(timeout=10)
+        assert (event.data["address"], event.data["size"]) == (1 << 30, MIB)
+        assert event.data["policy"] in ("tombstone", "quiesce")
+        assert 0 <= event.data["pages-late"] <= event.data["pages"] <= 256
+        info = await query_flush(machine.monitor)
+        assert info.of(info.effective).removals == 1
+
+
 async def test_default_is_a_policy_that_loses_nothing(patched_qemu: Path) -> None:
     result = await prove(patched_qemu, ProveOptions(removals=10))
     assert result.flush is not None
@@ -95,7 +137,7 @@ async def test_default_is_a_policy_that_loses_nothing(patched_qemu: Path) -> Non
 
 @asynccontextmanager
 async def running(
-    qemu: Path, *extra: str, ring: bool = True
+    qemu: Path, *extra: str, ring: bool = True, destination: bool = False
 ) -> AsyncIterator[tuple[Machine, PciSlots]]:
     """A guest with one removable slot, into which it writes."""
     regions = (Region("slot", 1 << 30, MIB),)
@@ -111,11 +153,14 @@ async def running(
             devices=(device.device(),),
             firmware=image_bytes(),
             fw_cfg=workload.fw_cfg(1_000_000_000),
+            incoming="defer" if destination else None,
+            paused=destination,
             extra=extra,
         )
         async with await Machine.start(qemu, description) as machine:
             with WorkloadControl(ram.fd, workload, 1_000_000_000) as control:
-                await control.wait_writing()
+                if not destination:
+                    await control.wait_writing()
                 yield machine, PciSlots(machine.monitor, [device])
 
 

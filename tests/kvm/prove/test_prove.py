@@ -11,6 +11,7 @@ from qemu_ring.errors import ExitStatus, HostError
 from qemu_ring.prove import Control, Progress, ProveOptions, prove
 
 RING = Tracking(4096)
+SOME_PAGES = 8 * 4096  # the statistics page and the like, dirty or not by chance
 
 
 @pytest.mark.ring
@@ -55,14 +56,14 @@ async def test_bitmap_mode_sends_re_added_slots_again_instead(qemu_path: Path) -
     assert result.stale_pages == 0
     assert result.pages_written > 0
     assert result.re_add is not None
-    assert result.re_add.resent_bytes > result.re_add.slot_bytes * 0.9
+    assert abs(result.re_add.resent_bytes - result.re_add.slot_bytes) <= SOME_PAGES
 
 
 @pytest.mark.ring
 async def test_ring_mode_sends_no_re_added_slot_again(qemu_path: Path) -> None:
     result = await prove(qemu_path, ProveOptions(tracking=RING, removals=10))
     assert result.re_add is not None
-    assert result.re_add.resent_bytes < result.re_add.slot_bytes // 4
+    assert result.re_add.resent_bytes <= SOME_PAGES
     assert result.removals == 10
     assert [one.kind for one in result.rounds] == ["removals", "baseline", "re-add"]
 

@@ -35,7 +35,7 @@ QEMU = QemuBinary(
 
 
 def test_parse_and_print_are_inverse() -> None:
-    for text in ("bitmap", "ring:1024", "ring:65536"):
+    for text in ("bitmap", "bitmap:no-manual-protect", "ring:1024", "ring:65536"):
         assert str(Tracking.parse(text)) == text
 
 
@@ -75,6 +75,14 @@ def test_accelerator_uses_the_property_this_qemu_has() -> None:
     assert Tracking().accelerator(QEMU) == Accelerator("kvm")
     assert Tracking(4096).accelerator(QEMU) == Accelerator("kvm", {"dirty-ring-size": 4096})
     assert Tracking(4096).accelerator(older) == Accelerator("kvm", {"dirty-gfn-count": 4096})
+
+
+def test_manual_protection_off_takes_a_patched_qemu() -> None:
+    plain = Tracking(manual_protect=False)
+    with pytest.raises(QemuUnsuitableError, match=r"not patched; .*qemu-ring build"):
+        plain.accelerator(QEMU)
+    accelerator = plain.accelerator(replace(QEMU, flush_policies=True))
+    assert accelerator == Accelerator("kvm", {"x-manual-dirty-log": False})
 
 
 def test_qemu_without_kvm_or_too_old() -> None:
