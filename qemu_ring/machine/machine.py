@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import aiofiles
+
 from qemu_ring.errors import QemuRingError
 from qemu_ring.machine.description import CommandLine, MachineDescription
 from qemu_ring.machine.errors import MachineDiedError, MachineError
@@ -218,13 +220,14 @@ class Machine:
                 for file in self._logs.values():
                     file.close()
                 if self._log_directory is not None:
-                    await asyncio.to_thread(self._save_logs, self._log_directory)
+                    await self._save_logs(self._log_directory)
 
-    def _save_logs(self, directory: Path) -> None:
+    async def _save_logs(self, directory: Path) -> None:
         for kind in _TEXTS:
+            # Appended to, because several machines may share a name.
             path = directory / f"{self.name}.{kind}"
-            with path.open("a", encoding="utf-8") as file:  # several may share a name
-                file.write(self.text(kind))
+            async with aiofiles.open(path, "a", encoding="utf-8") as file:
+                await file.write(self.text(kind))
 
 
 def last_lines(text: str, count: int = _LAST_LINES) -> str:
