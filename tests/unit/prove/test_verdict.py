@@ -117,23 +117,34 @@ def test_document_has_what_is_promised() -> None:
     assert document["first_stale_seconds"] == 0.61
 
 
-def test_what_a_patched_qemu_counted() -> None:
+def counted(
+    asked: FlushPolicy,
+    effective: FlushPolicy,
+    *,
+    late: int = 0,
+    dropped: int = 0,
+    hold_ns: tuple[int, ...] = (),
+) -> FlushInfo:
+    """What a patched QEMU says of itself, after holds that took so long."""
     statistics = FlushStatistics(
-        policy=FlushPolicy.QUIESCE,
+        policy=effective,
         removals=100,
         pages_harvested=5000,
-        pages_late=77,
+        pages_late=late,
         writes_trapped=0,
-        holds=2,
-        hold_ns=300_000,
-        hold_ns_max=200_000,
+        holds=len(hold_ns),
+        hold_ns=sum(hold_ns),
+        hold_ns_max=max(hold_ns, default=0),
         hold_ns_log2=(),
     )
-    flush = FlushInfo(
-        policy=FlushPolicy.AUTO,
-        effective=FlushPolicy.QUIESCE,
-        entries_dropped=1,
-        stats=(statistics,),
+    return FlushInfo(
+        policy=asked, effective=effective, entries_dropped=dropped, stats=(statistics,)
+    )
+
+
+def test_what_a_patched_qemu_counted() -> None:
+    flush = counted(
+        FlushPolicy.AUTO, FlushPolicy.QUIESCE, late=77, dropped=1, hold_ns=(100_000, 200_000)
     )
     result = made(flush=flush)
     assert "(ring:4096, policy quiesce)" in words(result)
@@ -146,23 +157,7 @@ def test_what_a_patched_qemu_counted() -> None:
 
 
 def test_best_effort_has_no_late_pages_to_boast_of() -> None:
-    statistics = FlushStatistics(
-        policy=FlushPolicy.BEST_EFFORT,
-        removals=100,
-        pages_harvested=5000,
-        pages_late=0,
-        writes_trapped=0,
-        holds=0,
-        hold_ns=0,
-        hold_ns_max=0,
-        hold_ns_log2=(),
-    )
-    flush = FlushInfo(
-        policy=FlushPolicy.BEST_EFFORT,
-        effective=FlushPolicy.BEST_EFFORT,
-        entries_dropped=19,
-        stats=(statistics,),
-    )
+    flush = counted(FlushPolicy.BEST_EFFORT, FlushPolicy.BEST_EFFORT, dropped=19)
     said = words(made(14, flush=flush))
     assert "dropped 19 dirty ring entries whose slot was gone" in said
     assert "late page" not in said
