@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
@@ -152,6 +152,26 @@ class WorkloadControl:
                     hint="see the guest's serial output and QEMU's log",
                 )
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def wait(
+        self, wanted: Callable[[WorkloadStatistics], bool], *, timeout: float, what: str
+    ) -> WorkloadStatistics:
+        """Wait until the counters are as wanted, and return them.
+
+        Args:
+            wanted: given the counters again and again.
+            timeout: seconds.
+            what: what did not happen, in words, for the error.
+
+        Raises:
+            DeadlineError: it did not happen in that time.
+        """
+        deadline = time.monotonic() + timeout
+        while not wanted(statistics := self.statistics()):
+            if time.monotonic() > deadline:
+                raise DeadlineError(what)
+            await asyncio.sleep(_POLL_SECONDS)
+        return statistics
 
     async def set_streams(self, streams: Sequence[Stream], *, timeout: float = 10.0) -> None:
         """Change what the vCPUs write, and wait until each has taken it up.

@@ -7,14 +7,16 @@ import hashlib
 import os
 import shutil
 import socket
+from collections.abc import Awaitable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qemu_ring.build import built_binary
 from qemu_ring.errors import HostError, QemuUnsuitableError, UsageError
+from qemu_ring.machine.description import CommandLine
 from qemu_ring.machine.machine import last_lines
 from qemu_ring.machine.process import ChildProcess
-from qemu_ring.qmp import CommandError, Monitor, QmpError
+from qemu_ring.qmp import CommandError, Monitor, PropertyInfo, QmpError, commands
 
 __all__ = ["QemuBinary", "find_qemu", "probe_qemu"]
 
@@ -136,13 +138,11 @@ async def probe_qemu(path: Path, *, timeout: float = 10.0) -> QemuBinary:
         QemuUnsuitableError: it is no QEMU for x86-64; its last words are in the message.
     """
     ours, theirs = socket.socketpair()
-    with theirs:
-        arguments = [str(path), "-machine", "none,accel=tcg:kvm", "-nodefaults"]
-        arguments += ["-display", "none", "-S"]
-        arguments += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}"]
-        arguments += ["-mon", "chardev=qmp,mode=control"]
+    with theirs, CommandLine() as line:
+        line.add("-machine", "none,accel=tcg:kvm", "-nodefaults", "-display", "none", "-S")
+        line.monitor(theirs)
         try:
-            process = ChildProcess.start(arguments, fds=[theirs.fileno()])
+            process = ChildProcess.start([str(path), *line.arguments], fds=line.fds)
         except BaseException:
             ours.close()
             raise
@@ -167,7 +167,8 @@ async def _ask(monitor: Monitor, path: Path) -> QemuBinary:
         raise QemuUnsuitableError(
             f"{path} is a QEMU for {target.get('arch')}", hint=f"name a {_NAME} binary"
         )
-    accelerator = await _properties(monitor, "qom-list-properties", "kvm-accel")
+    accelerator = await _names(commands.qom_list_properties(monitor, "kvm-accel"))
+    ivshmem = await _names(commands.device_list_properties(monitor, "ivshmem-plain"))
     machines = await monitor.call("query-machines", list[dict[str, object]])
     names = {str(entry[key]) for entry in machines for key in ("name", "alias") if key in entry}
     version = ".".join(map(str, monitor.version))
@@ -179,18 +180,17 @@ async def _ask(monitor: Monitor, path: Path) -> QemuBinary:
         kvm=bool(accelerator),
         ring_property=ring,
         flush_policies="memslot-flush" in accelerator,
-        ivshmem=bool(await _properties(monitor, "device-list-properties", "ivshmem-plain")),
+        ivshmem=bool(ivshmem),
         machines=frozenset(names),
     )
 
 
-async def _properties(monitor: Monitor, command: str, typename: str) -> frozenset[str]:
-    """Names of a QOM type's properties; none if there is no such type."""
+async def _names(properties: Awaitable[list[PropertyInfo]]) -> frozenset[str]:
+    """Names of a type's properties; none if QEMU answers that there is no such type."""
     try:
-        listed = await monitor.call(command, list[dict[str, object]], {"typename": typename})
+        return frozenset(one.name for one in await properties)
     except CommandError:
         return frozenset()
-    return frozenset(str(entry["name"]) for entry in listed)
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -132,6 +133,12 @@ class CommandLine(ExitStack):
         file = self.enter_context(UnnamedFile(name))
         file.write(content)
         return self.inherit(file)
+
+    def monitor(self, theirs: socket.socket) -> None:
+        """Append a QMP monitor on the end of a socket pair that the process inherits."""
+        self.fds.add(theirs.fileno())
+        self.add("-chardev", f"socket,id=qemu-ring-qmp,fd={theirs.fileno()}")
+        self.add("-mon", "chardev=qemu-ring-qmp,mode=control")
 
     def machine(self, description: MachineDescription, *, log: UnnamedFile) -> None:
         """Append all that `description` asks for."""

@@ -92,9 +92,7 @@ class Machine:
             files.callback(ours.close)
             with theirs, CommandLine() as line:
                 line.machine(description, log=logs["log"])
-                line.fds.add(theirs.fileno())
-                line.add("-chardev", f"socket,id=qemu-ring-qmp,fd={theirs.fileno()}")
-                line.add("-mon", "chardev=qemu-ring-qmp,mode=control")
+                line.monitor(theirs)
                 line.add("-serial", f"file:{line.inherit(logs['serial'])}")
                 process = ChildProcess.start([str(binary), *line.arguments], fds=line.fds)
             try:

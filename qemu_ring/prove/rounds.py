@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qemu_ring.errors import DeadlineError
-from qemu_ring.guest import VcpuState, WorkloadControl, pages_changed, read_tokens
+from qemu_ring.guest import (
+    VcpuState,
+    WorkloadControl,
+    WorkloadStatistics,
+    pages_changed,
+    read_tokens,
+)
 from qemu_ring.machine import Machine
 from qemu_ring.memslot import PciSlots
 from qemu_ring.migration import HeldPrecopy
@@ -80,11 +86,11 @@ class Source:
 
         async def work(_: HeldPrecopy) -> None:
             await self.control.set_streams(self.plan.walk)
-            deadline = time.monotonic() + 4 * _WALK_SECONDS
-            while self._walking():
-                if time.monotonic() > deadline:
-                    raise DeadlineError("the guest did not get through its memory in time")
-                await asyncio.sleep(_POLL_SECONDS)
+            await self.control.wait(
+                lambda statistics: not _walking(statistics),
+                timeout=4 * _WALK_SECONDS,
+                what="the guest did not get through its memory in time",
+            )
 
         return await self._round("walk", work)
 
@@ -98,7 +104,7 @@ class Source:
 
         async def work(_: HeldPrecopy) -> None:
             await self.control.set_streams(self.plan.walk)
-            await self._remove(limit, self._walking, tick)
+            await self._remove(limit, lambda: _walking(self.control.statistics()), tick)
 
         return await self._round("removals", work)
 
@@ -112,9 +118,6 @@ class Source:
                 return
             await self.slots.cycle((SLOT, HELPER)[:left])
             tick()
-
-    def _walking(self) -> bool:
-        return any(vcpu.state is VcpuState.RUNNING for vcpu in self.control.statistics().vcpus)
 
     async def _rest(self, migration: HeldPrecopy) -> None:
         """Rewrite all of the ballast, so that the same is left to send each time; then idle.
@@ -134,14 +137,13 @@ class Source:
     async def _rewrite_ballast(self) -> None:
         """Wait until each vCPU, at its ballast, was through all of it."""
         target = [vcpu.passes + 2 for vcpu in self.control.statistics().vcpus]
-        deadline = time.monotonic() + _WALK_SECONDS
-        while any(
-            vcpu.passes < passes
-            for vcpu, passes in zip(self.control.statistics().vcpus, target, strict=True)
-        ):
-            if time.monotonic() > deadline:
-                raise DeadlineError("the guest did not get through its ballast in time")
-            await asyncio.sleep(_POLL_SECONDS)
+        await self.control.wait(
+            lambda statistics: all(
+                vcpu.passes >= passes for vcpu, passes in zip(statistics.vcpus, target, strict=True)
+            ),
+            timeout=_WALK_SECONDS,
+            what="the guest did not get through its ballast in time",
+        )
 
     async def _re_add_once(self, migration: HeldPrecopy) -> None:
         await self._rest(migration)
@@ -193,6 +195,10 @@ class Source:
 
     def _writes(self) -> int:
         return self.control.statistics().writes_to(SLOT)
+
+
+def _walking(statistics: WorkloadStatistics) -> bool:
+    return any(vcpu.state is VcpuState.RUNNING for vcpu in statistics.vcpus)
 
 
 def _sent(info: MigrationInfo) -> int:

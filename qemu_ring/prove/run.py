@@ -190,16 +190,14 @@ async def _measure_re_add(source: Source, tally: _Tally) -> ReAdd:
 async def _rounds(source: Source, options: ProveOptions, tally: _Tally) -> None:
     """Round after round until a limit is reached."""
     limit = options.time_limit
-    before = tally.removals
-    first = source.slots.removals
 
     def tick() -> None:
-        tally.tick(source.slots.removals - first - (tally.removals - before))
+        tally.tick(source.slots.removals - tally.removals)
 
     def left() -> int | None:
         if options.removals is None:
             return None
-        return options.removals - (tally.removals - before)
+        return options.removals - tally.removals
 
     async def attempt() -> Outcome:
         if options.control is Control.NO_REMOVALS:
@@ -213,7 +211,7 @@ async def _rounds(source: Source, options: ProveOptions, tally: _Tally) -> None:
         await tally.take(attempt)
         if options.until_loss and tally.stale_pages:
             return
-        if left() is not None and (left() or 0) <= 0:
+        if options.removals is not None and tally.removals >= options.removals:
             return
         if deadline is not None and time.monotonic() >= deadline:
             return
