@@ -36,7 +36,7 @@ class VcpuStatistics:
     Args:
         state: what it is doing.
         writes: pages written, repeats counted.
-        passes: times its walk came to the end of its span.
+        passes: times its walk came to the end of its span, or cycles of PCI_TOGGLE.
         start_tsc: time stamp counter when the vCPU began, ticks.
         first_write_tsc: the same after its first write, 0 before.
         cursor: pages of the span walked in this pass.
@@ -127,6 +127,8 @@ class WorkloadControl:
     async def wait_writing(self, *, timeout: float = 10.0) -> WorkloadStatistics:
         """Wait until every vCPU that has something to write has written.
 
+        One that toggles PCI devices must have done one cycle.
+
         Args:
             timeout: seconds.
 
@@ -134,19 +136,19 @@ class WorkloadControl:
             DeadlineError: a vCPU wrote nothing in that time.
             QemuRingError: the firmware refused its parameters.
         """
-        busy = [stream.pattern is not Pattern.IDLE for stream in self._workload.streams]
         deadline = time.monotonic() + timeout
         while True:
             statistics = self.statistics()
             if any(vcpu.state is VcpuState.BAD_PARAMETERS for vcpu in statistics.vcpus):
                 raise QemuRingError("the workload firmware refused its parameters")
-            if all(
-                vcpu.writes > 0 if writes else vcpu.state is VcpuState.IDLE
-                for vcpu, writes in zip(statistics.vcpus, busy, strict=True)
-            ):
+            silent = [
+                str(index)
+                for index, stream in enumerate(self._workload.streams)
+                if not _has_begun(stream.pattern, statistics.vcpus[index])
+            ]
+            if not silent:
                 return statistics
             if time.monotonic() > deadline:
-                silent = [str(i) for i, vcpu in enumerate(statistics.vcpus) if not vcpu.writes]
                 raise DeadlineError(
                     f"vCPU {', '.join(silent)} wrote nothing within {timeout:g} s",
                     hint="see the guest's serial output and QEMU's log",
@@ -226,3 +228,10 @@ class WorkloadControl:
         offset = layout.CONTROL + layout.ACK_OFFSET + vcpu * layout.ACK.size
         (sequence,) = layout.ACK.unpack_from(self._memory, offset)
         return int(sequence)
+
+
+def _has_begun(pattern: Pattern, vcpu: VcpuStatistics) -> bool:
+    """Whether a vCPU has done some of what it was started with."""
+    if pattern is Pattern.IDLE:
+        return vcpu.state is VcpuState.IDLE
+    return (vcpu.writes if pattern.writes else vcpu.passes) > 0

@@ -33,6 +33,9 @@ REGION: Final = struct.Struct("<QQ")
 REGION_OFFSET: Final = 0x40
 STREAM: Final = struct.Struct("<IIQQQQQQQ")
 """pattern, flags, interval, seed, first, count, hot first, hot count, runs."""
+MAX_PCI_COMMANDS: Final = 6
+PCI_STREAM: Final = struct.Struct(f"<IIQ16xQ{MAX_PCI_COMMANDS}I")
+"""The same record for PCI_TOGGLE: pattern, flags, rest, devices, their COMMAND registers."""
 STREAM_OFFSET: Final = 0x100
 ACK: Final = struct.Struct("<Q")
 ACK_OFFSET: Final = 0xF00

@@ -41,7 +41,8 @@
         /* A stream. */
         .set S_PATTERN,    0
         .set S_FLAGS,      4
-        .set S_INTERVAL,   8            /* TSC ticks from write to write, 0 unthrottled */
+        .set S_INTERVAL,   8            /* TSC ticks from write to write, 0 unthrottled;
+                                           PCI: from a cycle's end to the next one */
         .set S_SEED,       16
         .set S_FIRST,      24           /* page index over all regions laid end to end */
         .set S_COUNT,      32
@@ -49,12 +50,14 @@
         .set S_HOT_COUNT,  48           /* Zipf: buckets in its table */
         .set S_HOT_RUN,    56           /* Zipf: u64 multiplier that scatters ranks */
         .set S_COLD_RUN,   60
+        .set S_COMMANDS,   40           /* PCI: S_COUNT times u32, what 0xcf8 takes */
         .set P_IDLE,       0
         .set P_ONCE,       1
         .set P_LOOP,       2
         .set P_RANDOM,     3
         .set P_ZIPF,       4
         .set P_HOT_COLD,   5
+        .set P_PCI_TOGGLE, 6
         .set F_COLD_ONCE,  1
 
         /* A statistics page. */
@@ -251,15 +254,40 @@ files_done:
         mov     dx, 0x3f8
         rep outsb
 
-        /* Start the other vCPUs: INIT, SIPI to all but self. */
+        /* Start the other vCPUs: INIT to all but self, then SIPI until each runs.  One
+           is not enough: under TCG it is lost if it comes before INIT was taken. */
         xor     esi, esi
-        cmp     dword ptr [r15 + C_VCPUS], 1
+        mov     r8d, [r15 + C_VCPUS]
+        cmp     r8d, 1
         jbe     worker
-        mov     edi, 0xfee00000
-        or      dword ptr [rdi + 0xf0], 0x100
-        mov     dword ptr [rdi + 0x300], 0x000c4500
-        mov     dword ptr [rdi + 0x300], 0x000c4600 + ((0xf0000 + (ap_stub - start)) >> 12)
-        jmp     worker
+        cmp     r8d, MAX_VCPUS
+        ja      bad_parameters
+        mov     ecx, r8d
+        mov     edi, STATISTICS + T_START_TSC
+1:      mov     qword ptr [rdi], 0      /* a reset leaves it as it was */
+        add     edi, 0x1000
+        dec     ecx
+        jnz     1b
+        mov     r10d, 0xfee00000
+        or      dword ptr [r10 + 0xf0], 0x100
+        mov     dword ptr [r10 + 0x300], 0x000c4500
+send_sipi:
+        mov     dword ptr [r10 + 0x300], 0x000c4600 + ((0xf0000 + (ap_stub - start)) >> 12)
+        rdtsc
+        mov     r9d, eax
+1:      mov     ecx, r8d
+2:      dec     ecx
+        jz      worker
+        mov     edi, ecx
+        shl     edi, 12
+        cmp     qword ptr [rdi + STATISTICS + T_START_TSC], 0
+        jne     2b
+        pause
+        rdtsc
+        sub     eax, r9d
+        cmp     eax, 1 << 21            /* about a millisecond */
+        jb      1b
+        jmp     send_sipi
 
 bad_parameters:
         mov     qword ptr [rbx + T_STATE], STATE_BAD_PARAMETERS
@@ -353,28 +381,18 @@ choose:
         jb      random
         cmp     edi, P_HOT_COLD
         je      hot_cold
+        cmp     edi, P_PCI_TOGGLE
+        je      pci_toggle
         mov     qword ptr [rbx + T_STATE], STATE_BAD_PARAMETERS
 rest:   pause
         jmp     again
 
 once:
         cmp     r12, [rbp + S_COUNT]
-        jae     rest                    /* T_STATE says done since the last write */
-        mov     rax, r12
-        inc     r12
-        cmp     r12, [rbp + S_COUNT]
-        jb      write_from_first
-        inc     qword ptr [rbx + T_PASSES]
-        mov     qword ptr [rbx + T_STATE], STATE_DONE
-        jmp     write_from_first
-
+        jae     rest                    /* T_STATE says done */
 loop_walk:
         mov     rax, r12
         inc     r12
-        cmp     r12, [rbp + S_COUNT]
-        jb      write_from_first
-        xor     r12d, r12d
-        inc     qword ptr [rbx + T_PASSES]
         jmp     write_from_first
 
         .macro  next_random             /* xorshift64*, to rax; uses rdx */
@@ -425,16 +443,10 @@ hot_cold:
 1:      test    esi, esi
         jnz     hot
         cmp     r12, [rbp + S_COUNT]
-        jb      2f
-        test    dword ptr [rbp + S_FLAGS], F_COLD_ONCE
-        jnz     cold_is_over
-        xor     r12d, r12d
-2:      dec     r8d
+        jae     cold_is_over
+        dec     r8d
         mov     rax, r12
         inc     r12
-        cmp     r12, [rbp + S_COUNT]
-        jb      write_from_first
-        inc     qword ptr [rbx + T_PASSES]
         jmp     write_from_first
 cold_is_over:
         mov     r8d, [rbp + S_HOT_RUN]
@@ -452,8 +464,31 @@ hot:    dec     r8d
         xor     r9d, r9d
         jmp     write_page
 
+        /* One cycle: memory-enable of each device off, then of each on.  The sequence
+           number is not looked at within, so new streams find all devices on. */
+pci_toggle:
+        xor     edi, edi                /* what COMMAND gets */
+1:      xor     ecx, ecx
+2:      mov     eax, [rbp + rcx * 4 + S_COMMANDS]
+        mov     dx, 0xcf8
+        out     dx, eax
+        mov     eax, edi
+        mov     dx, 0xcfc
+        out     dx, ax
+        inc     ecx
+        cmp     ecx, [rbp + S_COUNT]
+        jb      2b
+        xor     edi, 2                  /* memory-enable */
+        jnz     1b
+        inc     qword ptr [rbx + T_PASSES]
+        rdtsc
+        shl     rdx, 32
+        or      rax, rdx
+        add     rax, [rbp + S_INTERVAL]
+        mov     r11, rax
+        jmp     again
+
 write_from_first:
-        mov     [rbx + T_CURSOR], r12
         add     rax, [rbp + S_FIRST]
 write_page:
         mov     [rbx + T_LAST_PAGE], rax
@@ -479,11 +514,35 @@ write_page:
         inc     qword ptr [rbx + T_REGION + rdx * 8]
         mov     [rbx + T_WRITES], r13
         cmp     r13, 1
-        jne     again
+        jne     3f
         rdtsc
         shl     rdx, 32
         or      rax, rdx
         mov     [rbx + T_FIRST_TSC], rax
+
+        /* A walk's end is told only now that its last page is written. */
+3:      cmp     r12, [rbp + S_COUNT]
+        jae     walk_end
+        mov     [rbx + T_CURSOR], r12
+        jmp     again
+walk_end:
+        cmp     r12, [rbx + T_CURSOR]
+        je      again                   /* it was told before: this was a hot write */
+        mov     [rbx + T_CURSOR], r12
+        inc     qword ptr [rbx + T_PASSES]
+        mov     edi, [rbp + S_PATTERN]
+        cmp     edi, P_ONCE
+        je      walk_is_done
+        cmp     edi, P_HOT_COLD
+        jne     walk_again
+        test    dword ptr [rbp + S_FLAGS], F_COLD_ONCE
+        jnz     again
+walk_again:
+        xor     r12d, r12d
+        mov     [rbx + T_CURSOR], r12
+        jmp     again
+walk_is_done:
+        mov     qword ptr [rbx + T_STATE], STATE_DONE
         jmp     again
 
         /* ---- data ---- */

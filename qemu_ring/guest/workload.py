@@ -1,4 +1,4 @@
-"""What the workload firmware is told to write: regions, one stream per vCPU, rates."""
+"""What the workload firmware is told to do: regions, one stream per vCPU, rates."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from qemu_ring.guest.zipf import bucket_table, scatter_multiplier
 __all__ = ["Pattern", "Region", "Span", "Stream", "Workload"]
 
 _ZIPF_BUCKETS = 1024
+_PCI_COMMAND = 0x80000004
+_PCI_FUNCTIONS = 0x00FFFF00
+_MAX_REST_SECONDS = 3600.0
 
 
 class Pattern(IntEnum):
-    """The order in which a vCPU writes pages."""
+    """The order in which a vCPU writes pages, or what else it does."""
 
     IDLE = 0
     """Write nothing."""
@@ -30,6 +33,13 @@ class Pattern(IntEnum):
     """A few pages of the span often, most rarely: Zipf's law with exponent `skew`."""
     HOT_COLD = 5
     """Loop over a small hot set, and between walk forward over the span."""
+    PCI_TOGGLE = 6
+    """Write no page, but turn PCI devices' memory off, one by one, and on again in that order."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes pages."""
+        return self not in (Pattern.IDLE, Pattern.PCI_TOGGLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +85,17 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What one vCPU writes.
+    """What one vCPU does.
+
+    While a vCPU has `Pattern.PCI_TOGGLE`, the configuration ports 0xcf8 and 0xcfc are
+    its own: the host must not write them too, as `PciSlots` does. Each cycle writes the
+    whole COMMAND register, 0 and then memory-enable, and is counted as a pass. A vCPU
+    finishes its cycle before it takes up another stream, so after a change all devices
+    are on.
 
     Args:
         pattern: order of the writes.
-        span: pages to write; not needed for `Pattern.IDLE`.
+        span: pages to write; not needed for a pattern that writes none.
         pages_per_second: rate; None writes as fast as the vCPU can. A vCPU that is
             held up catches up by at most 64 writes.
         seed: for the random patterns; not 0.
@@ -87,6 +103,11 @@ class Stream:
         hot: the hot set for `Pattern.HOT_COLD`.
         hot_run, cold_run: writes to the hot set, then to the span, in turn.
         cold_once: end the walk over the span after one pass; the hot set goes on.
+        pci_commands: for `Pattern.PCI_TOGGLE`: 1 to 6 devices, each by its COMMAND
+            register as the configuration address port takes it, such as
+            `PciAddress(4).register(0x04)`.
+        rest_seconds: for `Pattern.PCI_TOGGLE`: time between two cycles, for the other
+            vCPUs to run with all devices on.
     """
 
     pattern: Pattern = Pattern.IDLE
@@ -98,9 +119,15 @@ class Stream:
     hot_run: int = 1
     cold_run: int = 1
     cold_once: bool = False
+    pci_commands: tuple[int, ...] = ()
+    rest_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.pattern is Pattern.IDLE:
+        if self.pattern is Pattern.PCI_TOGGLE:
+            self._check_toggle()
+        elif self.pci_commands or self.rest_seconds:
+            raise UsageError("pci_commands and rest_seconds are for PCI_TOGGLE")
+        if not self.pattern.writes:
             return
         if self.span.pages <= 0:
             raise UsageError("a stream that writes needs a span of at least one page")
@@ -116,13 +143,28 @@ class Stream:
             if min(self.hot_run, self.cold_run) < 0 or self.hot_run + self.cold_run == 0:
                 raise UsageError("hot_run and cold_run must be 0 or more, and not both 0")
 
+    def _check_toggle(self) -> None:
+        if not 1 <= len(self.pci_commands) <= layout.MAX_PCI_COMMANDS:
+            raise UsageError(f"PCI_TOGGLE needs 1 to {layout.MAX_PCI_COMMANDS} devices")
+        for register in self.pci_commands:
+            if register & ~_PCI_FUNCTIONS != _PCI_COMMAND:
+                raise UsageError(
+                    f"{register:#x} is no COMMAND register's configuration address",
+                    hint="it is 0x80000004 | bus << 16 | device << 11 | function << 8",
+                )
+        if self.pages_per_second is not None:
+            raise UsageError("PCI_TOGGLE writes no pages", hint="rest_seconds slows it down")
+        if not 0 <= self.rest_seconds <= _MAX_REST_SECONDS:
+            raise UsageError(f"rest_seconds must be in 0 to {_MAX_REST_SECONDS:g}")
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
     """Regions, and one stream for each vCPU.
 
     Raises:
-        UsageError: too many regions or vCPUs, or a stream that leaves the regions.
+        UsageError: too many regions or vCPUs, a stream that leaves the regions, or two
+            that want the PCI configuration ports.
     """
 
     regions: tuple[Region, ...]
@@ -137,6 +179,11 @@ class Workload:
             for span in (stream.span, stream.hot):
                 if span.first < 0 or span.first + span.pages > self.pages:
                     raise UsageError(f"{span} leaves the regions, which have {self.pages} pages")
+        if sum(stream.pattern is Pattern.PCI_TOGGLE for stream in self.streams) > 1:
+            raise UsageError(
+                "only one vCPU may toggle PCI devices: the configuration ports are shared",
+                hint="one stream takes several devices",
+            )
 
     @property
     def pages(self) -> int:
@@ -192,6 +239,15 @@ class Workload:
 
 def pack_stream(stream: Stream, tsc_hz: int, *, table_start: int = 0) -> bytes:
     """One stream as the firmware reads it."""
+    if stream.pattern is Pattern.PCI_TOGGLE:
+        registers = (*stream.pci_commands, *(0,) * layout.MAX_PCI_COMMANDS)
+        return layout.PCI_STREAM.pack(
+            stream.pattern,
+            0,
+            round(tsc_hz * stream.rest_seconds),
+            len(stream.pci_commands),
+            *registers[: layout.MAX_PCI_COMMANDS],
+        )
     rate = stream.pages_per_second
     hot_first, hot_count = stream.hot.first, stream.hot.pages
     runs = stream.hot_run | stream.cold_run << 32

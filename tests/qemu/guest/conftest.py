@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from qemu_ring.machine import (
     MemoryBackend,
     UnnamedFile,
 )
+from qemu_ring.memslot import SlotDevice
 
 RAM = 64 << 20
 TSC_HZ = 2_000_000_000
@@ -43,6 +44,8 @@ def start_guest(qemu_path: Path) -> StartGuest:
         accelerator: Accelerator = Accelerator("tcg"),  # noqa: B008 - immutable
         machine: str = "pc",
         tsc_hz: int = TSC_HZ,
+        devices: Sequence[SlotDevice] = (),
+        trace: tuple[str, ...] = (),
     ) -> AsyncIterator[Guest]:
         with UnnamedFile("ram", RAM) as memory:
             description = MachineDescription(
@@ -52,6 +55,9 @@ def start_guest(qemu_path: Path) -> StartGuest:
                 vcpus=len(workload.streams),
                 firmware=image_bytes(),
                 fw_cfg=workload.fw_cfg(tsc_hz),
+                backends=tuple(device.backend for device in devices),
+                devices=tuple(device.device() for device in devices),
+                trace=trace,
             )
             async with await Machine.start(qemu_path, description) as running:
                 with WorkloadControl(memory.fd, workload, tsc_hz) as control:

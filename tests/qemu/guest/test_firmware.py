@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
 import pytest
@@ -17,10 +19,13 @@ from qemu_ring.guest import (
     Stream,
     VcpuState,
     Workload,
+    WorkloadControl,
     WorkloadStatistics,
     read_tokens,
 )
 from qemu_ring.guest.zipf import bucket_table, scatter_multiplier
+from qemu_ring.machine import Accelerator, Machine, MemoryBackend, UnnamedFile
+from qemu_ring.memslot import PciAddress, PciSlots, SlotDevice
 from qemu_ring.qmp import commands
 
 MIB = 1 << 20
@@ -71,6 +76,25 @@ async def test_once_writes_each_page_of_its_span_once(
         assert a == [0] * 200 + list(range(1, 57))
         assert b == list(range(57, 101)) + [0] * 468
         assert "qemu-ring workload: running" in guest.machine.text("serial")
+
+
+@pytest.mark.kvm
+async def test_end_of_a_walk_is_told_when_its_last_page_is_written(start_guest: StartGuest) -> None:
+    """The last page is fresh each time, so that the write to it takes long."""
+    region = Region("fresh", 16 * MIB, 32 * MIB)
+    pages = range(0, region.pages, 32)
+    async with start_guest(Workload((region,), (Stream(),)), accelerator=Accelerator("kvm")) as g:
+        await g.control.wait_writing()
+        with mmap.mmap(g.memory.fd, g.memory.size) as memory:
+            for walk, page in enumerate(pages, 1):
+                await g.control.set_streams(
+                    (Stream(Pattern.ONCE, Span(page, 1), pages_per_second=1000),)
+                )
+                deadline = time.monotonic() + 10
+                while g.control.statistics().vcpus[0].passes < walk:  # no wait: look at once
+                    assert time.monotonic() < deadline
+                start = region.address + page * 4096
+                assert int.from_bytes(memory[start : start + 8], "little") == walk
 
 
 async def test_four_vcpus_write_their_own_parts_at_once(start_guest: StartGuest) -> None:
@@ -170,6 +194,80 @@ async def test_streams_change_while_running_and_after_a_reset(start_guest: Start
             guest.control.statistics,
             lambda s: s.vcpus[0].writes > 0 and s.vcpus[1].state is VcpuState.IDLE,
         )
+
+
+@pytest.fixture
+def pci_devices() -> Iterator[list[SlotDevice]]:
+    with UnnamedFile("x", MIB) as x, UnnamedFile("y", MIB) as y:
+        yield [
+            SlotDevice(MemoryBackend("x", x), PciAddress(5)),
+            SlotDevice(MemoryBackend("y", y), PciAddress(7)),
+        ]
+
+
+def toggling(devices: list[SlotDevice], rest_seconds: float = 0.0) -> Stream:
+    registers = tuple(device.pci.register(0x04) for device in devices)
+    return Stream(Pattern.PCI_TOGGLE, pci_commands=registers, rest_seconds=rest_seconds)
+
+
+def command_writes(machine: Machine) -> list[tuple[int, int]]:
+    """Device number and value of each write to a COMMAND register so far, as QEMU traced them."""
+    found = re.findall(
+        r"pci_cfg_write ivshmem-plain (?:00:)?(\d+)\S+ @0x4 <- (0x\d+)", machine.text("log")
+    )
+    return [(int(device, 16), int(value, 16)) for device, value in found]
+
+
+async def passed(control: WorkloadControl, cycles: int) -> None:
+    await control.wait(
+        lambda now: now.vcpus[0].passes >= cycles, timeout=20, what="the guest does not toggle"
+    )
+
+
+async def where(machine: Machine) -> list[int]:
+    """Where the devices' memory is, by QEMU's account."""
+    return [
+        region.address
+        for bus in await commands.query_pci(machine.monitor)
+        for device in bus.devices
+        for region in device.regions
+        if region.bar == 2
+    ]
+
+
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+async def test_pci_devices_are_turned_off_and_on_in_whole_cycles(
+    start_guest: StartGuest, pci_devices: list[SlotDevice], machine: str
+) -> None:
+    workload = Workload(REGIONS, (Stream(), Stream(Pattern.LOOP, A)))
+    start = start_guest(workload, machine=machine, devices=pci_devices, trace=("pci_cfg_write",))
+    async with start as guest:
+        slots = PciSlots(guest.machine.monitor, pci_devices)
+        await slots.add("x", 1 << 30)
+        await slots.add("y", 2 << 30)
+        skip = len(command_writes(guest.machine))
+        cycle = [(5, 0), (7, 0), (5, 2), (7, 2)]
+        for cycles in (1, 10, 20, 30):
+            await guest.control.set_streams((toggling(pci_devices), Stream(Pattern.LOOP, A)))
+            await passed(guest.control, cycles)
+            await guest.control.set_streams((Stream(), Stream(Pattern.LOOP, A)))
+            vcpu = guest.control.statistics().vcpus[0]
+            assert (vcpu.state, vcpu.writes) == (VcpuState.IDLE, 0)
+            assert command_writes(guest.machine)[skip:] == cycle * vcpu.passes
+            assert await where(guest.machine) == [1 << 30, 2 << 30]
+
+
+async def test_pci_toggle_rests_between_cycles_and_ends_its_rest_for_new_streams(
+    start_guest: StartGuest, pci_devices: list[SlotDevice]
+) -> None:
+    workload = Workload(REGIONS, (toggling(pci_devices, 600), Stream(Pattern.LOOP, A)))
+    async with start_guest(workload, devices=pci_devices) as guest:
+        first = await guest.control.wait_writing()
+        assert first.vcpus[0].state is VcpuState.RUNNING
+        await until(guest.control.statistics, lambda s: s.vcpus[1].passes >= 1000)
+        assert guest.control.statistics().vcpus[0].passes == 1
+        await guest.control.set_streams((toggling(pci_devices, 0.001), Stream()))
+        await passed(guest.control, 3)
 
 
 async def test_stopped_guest_cannot_take_up_new_streams(start_guest: StartGuest) -> None:

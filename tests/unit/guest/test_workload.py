@@ -14,11 +14,21 @@ from qemu_ring.guest.zipf import bucket_table, scatter_multiplier
 
 MIB = 1 << 20
 TSC_HZ = 2_000_000_000
+COMMAND = 0x80002004
 
 
 def two_regions(*streams: Stream) -> Workload:
     regions = (Region("low", 16 * MIB, MIB), Region("high", 1 << 30, 2 * MIB))
     return Workload(regions, streams or (Stream(),))
+
+
+def toggle(rest_seconds: float = 0.0, pages_per_second: float | None = None) -> Stream:
+    return Stream(
+        Pattern.PCI_TOGGLE,
+        pages_per_second=pages_per_second,
+        pci_commands=(COMMAND,),
+        rest_seconds=rest_seconds,
+    )
 
 
 def test_parameters_match_the_layout_in_workload_s() -> None:
@@ -42,6 +52,14 @@ def test_hot_cold_runs_and_flag() -> None:
     parameters = two_regions(stream).fw_cfg(TSC_HZ)["opt/qemu-ring/parameters"]
     assert struct.unpack_from("<II", parameters, 0x100) == (5, 1)
     assert struct.unpack_from("<QQQQII", parameters, 0x118) == (256, 512, 0, 256, 3, 5)
+
+
+def test_pci_toggle_gives_the_devices_in_order() -> None:
+    stream = Stream(Pattern.PCI_TOGGLE, pci_commands=(0x80002004, 0x80FF3904), rest_seconds=0.0005)
+    parameters = two_regions(Stream(), stream).fw_cfg(TSC_HZ)["opt/qemu-ring/parameters"]
+    assert len(parameters) == 0x100 + 2 * 64
+    assert struct.unpack_from("<IIQ", parameters, 0x140) == (6, 0, 1_000_000)
+    assert struct.unpack_from("<Q6I", parameters, 0x160) == (2, 0x80002004, 0x80FF3904, 0, 0, 0, 0)
 
 
 def test_span_is_named_by_region_and_splits_without_a_gap() -> None:
@@ -110,6 +128,16 @@ def test_scattering_is_a_permutation(pages: int) -> None:
             lambda: Stream(Pattern.HOT_COLD, Span(0, 1), hot=Span(0, 1), hot_run=0, cold_run=0),
             "not both 0",
         ),
+        (lambda: Stream(Pattern.PCI_TOGGLE), "1 to 6 devices"),
+        (lambda: Stream(Pattern.PCI_TOGGLE, pci_commands=(COMMAND,) * 7), "1 to 6 devices"),
+        (lambda: Stream(Pattern.PCI_TOGGLE, pci_commands=(0x2004,)), "no COMMAND register"),
+        (lambda: Stream(Pattern.PCI_TOGGLE, pci_commands=(COMMAND + 4,)), "no COMMAND register"),
+        (lambda: toggle(pages_per_second=100), "rest_seconds slows it down"),
+        (lambda: toggle(rest_seconds=-1), "rest_seconds must be in 0 to 3600"),
+        (lambda: toggle(rest_seconds=float("nan")), "rest_seconds must be in 0 to 3600"),
+        (lambda: Stream(Pattern.LOOP, Span(0, 1), rest_seconds=1), "are for PCI_TOGGLE"),
+        (lambda: Stream(pci_commands=(COMMAND,)), "are for PCI_TOGGLE"),
+        (lambda: two_regions(toggle(), toggle()), "only one vCPU may toggle"),
         (lambda: two_regions(Stream(Pattern.LOOP, Span(700, 100))), "leaves the regions"),
         (lambda: two_regions(*[Stream()] * 33), "32 vCPUs"),
         (lambda: Workload((), (Stream(),)), "1 to 8 regions"),
