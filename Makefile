@@ -1,21 +1,22 @@
 # Every target first makes the machine ready (tools/setup): quick and silent when it already is.
 #
 #   make test PYTEST_ARGS="-k ring -x"     make prove ARGS=--json     make test PYTHON=python3.12
+#   make check-series SOURCES="qemu-10.0.tar.xz qemu-10.2"
 
 ARGS ?=
 QEMU ?= $(or $(QEMU_RING_QEMU),qemu-system-x86_64)
 PYTEST_ARGS ?=
-QEMU ?= $(or $(QEMU_RING_QEMU),qemu-system-x86_64)
+SOURCES ?=
 
 python := .venv/bin/python
 sources := qemu_ring tests $(wildcard benchmarks/*.py tools/*.py)
 scripts := tools/setup .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test prove lint unit format firmware wheel clean
+.PHONY: help setup test prove lint unit check-series format firmware wheel clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 setup: ## install what is missing: Debian packages, .venv
 	@tools/setup test
@@ -35,6 +36,10 @@ lint: setup ## ruff, mypy, and shellcheck where it is installed
 
 unit: setup ## the tests that start no QEMU
 	$(python) -m pytest tests/unit $(PYTEST_ARGS)
+
+check-series: setup ## each patch builds alone on QEMU's SOURCES; takes half an hour for each
+	@[ -n "$(SOURCES)" ] || { echo 'name QEMU sources: make check-series SOURCES="DIR TARBALL"' >&2; exit 2; }
+	QEMU_RING_SERIES_SOURCES="$(SOURCES)" $(python) -m pytest tests/qemu/build/check_series.py
 
 format: setup ## let ruff rewrite the code
 	$(python) -m ruff check --fix .

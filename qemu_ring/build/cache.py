@@ -58,12 +58,8 @@ class Cache:
         (self.root / "logs").mkdir(exist_ok=True)
         return self.root / "logs" / f"{name}.log"
 
-    def find(self, key: str) -> BuiltQemu | None:
-        """A whole build, by its key."""
-        return self._load(self.root / "builds" / key)
-
     def newest(self, suits: Callable[[Manifest], bool]) -> BuiltQemu | None:
-        """The newest build whose manifest suits."""
+        """The newest whole build whose manifest suits."""
         loaded = (self._load(place) for place in (self.root / "builds").glob("*"))
         found = [built for built in loaded if built and suits(built.manifest)]
         return max(found, key=lambda built: built.manifest.built, default=None)

@@ -69,8 +69,8 @@ def source_entry(root: Path = _ROOT) -> str:
     if not keyring.exists():
         raise HostError(
             "Debian's signing keys are not installed",
-            hint="install them: apt-get install debian-archive-keyring; or name a QEMU 10.0 "
-            "source with --source",
+            hint="install them: apt-get install debian-archive-keyring; or name a QEMU source "
+            "with --source",
         )
     return f"deb-src [signed-by={keyring}] {find_mirror(root)} {SUITE} main\n"
 
@@ -92,7 +92,7 @@ async def fetch_debian_source(work: Path, runner: Runner, root: Path = _ROOT) ->
     if shutil.which("apt-get") is None:
         raise HostError(
             "there is no apt-get here to fetch Debian's QEMU source",
-            hint="name a QEMU 10.0 tarball or source directory with --source",
+            hint="name a QEMU tarball or source directory with --source",
         )
     entry = source_entry(root)
     for directory in ("state/lists/partial", "cache/archives/partial", "fetched"):
@@ -127,7 +127,7 @@ async def fetch_debian_source(work: Path, runner: Runner, root: Path = _ROOT) ->
                 f"the signature of {entry.split()[2]} {SUITE} cannot be checked: its key is not in "
                 f"{root / _KEYRING}",
                 hint="bring the keys up to date: apt-get install debian-archive-keyring; or name "
-                "a QEMU 10.0 source with --source",
+                "a QEMU source with --source",
             ) from error
         raise
     found = sorted(fetched.glob("qemu_*.orig.tar.*"))

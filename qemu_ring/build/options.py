@@ -68,7 +68,7 @@ class Manifest:
         source_sha256: see `qemu_ring.build.Source`.
         series: version that the patches are for.
         patches: names of those applied.
-        patches_sha256: over all series that could have been applied.
+        patches_sha256: over the series.
         configure: options given to QEMU's configure.
         debug: whether it is a build for debugging.
         compiler: its name and version.

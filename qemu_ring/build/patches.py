@@ -26,10 +26,12 @@ class Series:
     Args:
         version: such as "10.0".
         patches: in the order in which they are applied.
+        sha256: over all that, in hex.
     """
 
     version: str
     patches: tuple[Path, ...]
+    sha256: str
 
     async def apply(self, tree: Path, runner: Runner) -> None:
         """Change an unpacked source tree.
@@ -61,11 +63,9 @@ class Patches:
 
     Args:
         series: by QEMU version.
-        sha256: over all of them, in hex.
     """
 
     series: dict[str, Series]
-    sha256: str
 
     @classmethod
     def load(cls, directory: Path | None = None) -> Patches:
@@ -85,22 +85,8 @@ class Patches:
             raise HostError(
                 f"there is no patch series in {place}", hint="install qemu-ring again, whole"
             )
-        digest = hashlib.sha256()
-        found = {}
-        for file in files:
-            series = Series(
-                file.parent.name.removeprefix("qemu-"),
-                tuple(file.parent / name for name in _names(file.read_text())),
-            )
-            found[series.version] = series
-            for patch in series.patches:
-                try:
-                    content = patch.read_bytes()
-                except OSError as error:
-                    raise HostError(f"{patch}: {error.strerror}", hint=f"see {file}") from error
-                digest.update(f"{series.version}/{patch.name} {len(content)}\n".encode())
-                digest.update(content)
-        return cls(found, digest.hexdigest())
+        series = [_read(file) for file in files]
+        return cls({one.version: one for one in series})
 
     def for_version(self, version: str) -> Series:
         """The series for a QEMU version, such as "10.0.13".
@@ -116,6 +102,21 @@ class Patches:
                 hint="name another source with --source",
             )
         return series
+
+
+def _read(file: Path) -> Series:
+    """Read a series file, and its patches for their hash."""
+    version = file.parent.name.removeprefix("qemu-")
+    patches = tuple(file.parent / name for name in _names(file.read_text()))
+    digest = hashlib.sha256()
+    for patch in patches:
+        try:
+            content = patch.read_bytes()
+        except OSError as error:
+            raise HostError(f"{patch}: {error.strerror}", hint=f"see {file}") from error
+        digest.update(f"{version}/{patch.name} {len(content)}\n".encode())
+        digest.update(content)
+    return Series(version, patches, digest.hexdigest())
 
 
 def _names(series: str) -> list[str]:

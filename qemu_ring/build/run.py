@@ -13,15 +13,15 @@ from qemu_ring.build.cache import BINARY, Cache
 from qemu_ring.build.debian import fetch_debian_source
 from qemu_ring.build.errors import BuildError
 from qemu_ring.build.options import BuildOptions, BuiltQemu, Manifest, OnProgress, Progress
-from qemu_ring.build.patches import Patches
+from qemu_ring.build.patches import Patches, Series
 from qemu_ring.build.process import Runner, output_of
 from qemu_ring.build.source import Source, file_sha256, find_source, in_thread, qemu_version, unpack
 from qemu_ring.build.tools import libc, make_tools, require_dependencies
 from qemu_ring.errors import HostError
 
-__all__ = ["build_qemu", "built_binary"]
+__all__ = ["CONFIGURE", "build_qemu", "built_binary"]
 
-_CONFIGURE = (
+CONFIGURE = (
     "--target-list=x86_64-softmmu",
     "--without-default-features",
     "--enable-kvm",
@@ -72,12 +72,12 @@ def built_binary() -> Path | None:
     It takes milliseconds, starts nothing and raises nothing.
     """
     try:
-        sha256 = Patches.load().sha256
+        patches = {series.sha256 for series in Patches.load().series.values()}
         cache = Cache()
     except (HostError, OSError):
         return None
     built = cache.newest(
-        lambda made: (made.patches_sha256, made.debug, made.libc) == (sha256, False, libc())
+        lambda made: made.patches_sha256 in patches and not made.debug and made.libc == libc()
     )
     return None if built is None else built.path
 
@@ -96,7 +96,7 @@ class _Build:
         self._stage("looking for a build of before")
         source = await self._source()
         self.compiler = await require_dependencies()
-        if source and (built := self.cache.find(self._key(source))):
+        if source and (built := self._find(source)):
             await self.cache.tidy()
             return built
         async with AsyncExitStack() as stack:
@@ -105,7 +105,7 @@ class _Build:
             source = await self._source()
             if source is None or not source.path.exists():
                 source = await self._fetch()
-            if built := self.cache.find(self._key(source)):  # another one has built it meanwhile
+            if built := self._find(source):  # another one has built it meanwhile
                 return built
             work = await stack.enter_async_context(self.cache.work())
             return await self._make(source, work)
@@ -125,8 +125,7 @@ class _Build:
 
     async def _make(self, source: Source, work: Path) -> BuiltQemu:
         begin = time.monotonic()
-        key = self._key(source)
-        runner = Runner(self.cache.log(key))
+        runner = Runner(self.cache.log(source.sha256[:20]))
         self._stage("unpacking")
         unpacked = work / "source"
         unpacked.mkdir()
@@ -136,16 +135,17 @@ class _Build:
         self._stage("applying patches")
         await series.apply(tree, runner)
         self._stage("preparing meson and ninja")
-        tools = await make_tools(self.cache.tools(), runner)
-        binary = await self._compile(tree, work, tools, runner)
+        tools = await make_tools(self.cache.tools(), tree, runner)
+        configure = self._configure(series)
+        binary = await self._compile(tree, work, tools, configure, runner)
         manifest = Manifest(
             version=version,
             source=str(self.options.source.absolute() if self.options.source else source.path.name),
             source_sha256=source.sha256,
             series=series.version,
             patches=[patch.name for patch in series.patches],
-            patches_sha256=self.patches.sha256,
-            configure=self._configure,
+            patches_sha256=series.sha256,
+            configure=configure,
             debug=self.options.debug,
             compiler=self.compiler,
             libc=libc(),
@@ -154,9 +154,12 @@ class _Build:
             built=time.time(),
             seconds=round(time.monotonic() - begin, 1),
         )
+        key = hashlib.sha256("\n".join(self._parts(source, series)).encode()).hexdigest()[:20]
         return self.cache.publish(key, binary, manifest)
 
-    async def _compile(self, tree: Path, work: Path, tools: Path, runner: Runner) -> Path:
+    async def _compile(
+        self, tree: Path, work: Path, tools: Path, configure: list[str], runner: Runner
+    ) -> Path:
         build = work / "build"
         build.mkdir()
         self._stage("configuring")
@@ -164,7 +167,7 @@ class _Build:
             "configuring QEMU",
             tree / "configure",
             f"--python={tools / 'python'}",
-            *self._configure,
+            *configure,
             cwd=build,
             timeout=1200,
             path=[tools],
@@ -184,16 +187,27 @@ class _Build:
             raise BuildError("the QEMU just built does not start", hint=f"see {runner.log}")
         return binary
 
-    @property
-    def _configure(self) -> list[str]:
+    def _configure(self, series: Series) -> list[str]:
         # `--version` and `query-version` then tell that it is patched, and how.
-        package = f"--with-pkgversion=qemu-ring {self.patches.sha256[:12]}"
-        return [*_CONFIGURE, package, *(["--enable-debug"] if self.options.debug else [])]
+        package = f"--with-pkgversion=qemu-ring {series.sha256[:12]}"
+        return [*CONFIGURE, package, *(["--enable-debug"] if self.options.debug else [])]
 
-    def _key(self, source: Source) -> str:
-        """Name of the build that all this makes."""
-        parts = [source.sha256, self.patches.sha256, self.compiler, libc(), *self._configure]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+    def _parts(self, source: Source, series: Series) -> list[str]:
+        """What a build is made of; one that differs in any of it is another."""
+        return [source.sha256, series.sha256, self.compiler, libc(), *self._configure(series)]
+
+    def _find(self, source: Source) -> BuiltQemu | None:
+        """A build of before, of the very same things.
+
+        A tarball's version, and so its series, is not known here; but the manifest tells it.
+        """
+
+        def suits(made: Manifest) -> bool:
+            series = self.patches.series.get(made.series)
+            parts = [made.source_sha256, made.patches_sha256, made.compiler, made.libc]
+            return series is not None and self._parts(source, series) == [*parts, *made.configure]
+
+        return self.cache.newest(suits)
 
     def _stage(self, stage: str) -> None:
         self.on_progress(Progress(stage))

@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 from qemu_ring.build.process import Runner, output_of
-from qemu_ring.errors import HostError
+from qemu_ring.errors import HostError, UsageError
 
 __all__ = ["libc", "make_tools", "require_dependencies"]
 
@@ -33,8 +34,10 @@ _LIBRARIES = {
 }
 _HEADERS = {"stdlib.h": "libc6-dev", "libfdt.h": "libfdt-dev"}  # libfdt has no .pc file everywhere
 
-# What QEMU's configure takes from its --python; meson is the one that QEMU 10.0 brings along.
-_PACKAGES = ("meson==1.5.0", "pycotap==1.3.1", "ninja", "setuptools", "wheel")
+# What QEMU's configure takes from its --python: those of which a source tells the version in
+# pythondeps.toml, and more.
+_PINNED = re.compile(r'^(meson|pycotap) = \{.*\binstalled = "([\w.]+)"', re.MULTILINE)
+_PACKAGES = ("ninja", "setuptools", "wheel")
 
 
 async def require_dependencies() -> str:
@@ -71,20 +74,23 @@ def libc() -> str:
     return os.confstr("CS_GNU_LIBC_VERSION") or ""
 
 
-async def make_tools(directory: Path, runner: Runner) -> Path:
+async def make_tools(directory: Path, tree: Path, runner: Runner) -> Path:
     """Make the virtual environment that a build runs in, unless it is there.
 
     Args:
         directory: where all of them live, each under its own name.
+        tree: the unpacked QEMU source; its meson is the one that this QEMU brings along.
         runner: runs pip, which asks PyPI or what its configuration names.
 
     Returns:
         Its directory of programs.
 
     Raises:
+        UsageError: the source does not tell which meson it takes.
         BuildError: pip could not install the packages.
     """
-    place = directory / _name(directory)
+    packages = _packages(tree)
+    place = directory / _name(directory, packages)
     stamp = place / "complete"
     if not stamp.exists():
         await runner.run(
@@ -96,7 +102,7 @@ async def make_tools(directory: Path, runner: Runner) -> Path:
         await runner.run(
             "installing meson with pip",
             *(place / "bin/python", "-m", "pip", "install", "--quiet", "--no-input"),
-            *("--disable-pip-version-check", "--no-warn-script-location", *_PACKAGES),
+            *("--disable-pip-version-check", "--no-warn-script-location", *packages),
             cwd=directory,
             timeout=600,
         )
@@ -104,11 +110,25 @@ async def make_tools(directory: Path, runner: Runner) -> Path:
     return place / "bin"
 
 
-def _name(directory: Path) -> str:
+def _packages(tree: Path) -> list[str]:
+    """What to ask pip for."""
+    file = tree / "pythondeps.toml"
+    text = file.read_text(errors="replace") if file.is_file() else ""
+    section = text.partition("\n[meson]\n")[2].partition("\n[")[0]
+    pinned = dict(_PINNED.findall(section))
+    if pinned.keys() != {"meson", "pycotap"}:
+        raise UsageError(
+            "the source's pythondeps.toml does not tell which meson and pycotap it takes",
+            hint="name a whole QEMU source",
+        )
+    return [*(f"{name}=={version}" for name, version in pinned.items()), *_PACKAGES]
+
+
+def _name(directory: Path, packages: list[str]) -> str:
     """Name of the environment that this interpreter and this list of packages make.
 
     One that was moved is another: its programs begin with its path.
     """
     paths = [str(directory.resolve()), os.path.realpath(sys.executable)]
-    content = "\n".join([*paths, sys.version, *_PACKAGES])
+    content = "\n".join([*paths, sys.version, *packages])
     return hashlib.sha256(content.encode()).hexdigest()[:20]

@@ -33,7 +33,7 @@ __all__ = ["build_command"]
     "--source",
     type=click.Path(path_type=Path),
     metavar="DIR|TARBALL",
-    help="QEMU 10.0 source, which is only read; default: Debian's, fetched with apt.",
+    help="QEMU 10.0 or 10.2 source, which is only read; default: Debian's 10.0, fetched by apt.",
 )
 @click.option("--jobs", type=int, metavar="N", help="Compilers at a time; default: one a CPU.")
 @click.option("--debug", is_flag=True, help="With QEMU's debug checks, not optimised.")

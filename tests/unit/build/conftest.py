@@ -28,6 +28,14 @@ fi
 echo "[2/2] Linking"
 EOF
 """
+PYTHON_DEPENDENCIES = """# What QEMU takes.
+[meson]
+meson = { accepted = ">=1.5.0", installed = "1.5.0", canary = "meson" }
+pycotap = { accepted = ">=1.1.0", installed = "1.3.1" }
+
+[docs]
+sphinx = { accepted = ">=3.4.3", installed = "5.3.0", canary = "sphinx-build" }
+"""
 STEPS = 'cp "$(dirname "$0")/../source/"*/program qemu-system-x86_64\n'
 PROGRAM = """#!/bin/sh
 # one
@@ -60,6 +68,12 @@ def write_program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+def set_meson(tree: Path, version: str) -> None:
+    """Have a source bring along this version of meson."""
+    text = PYTHON_DEPENDENCIES.replace('installed = "1.5.0"', f'installed = "{version}"')
+    (tree / "pythondeps.toml").write_text(text)
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """An unpacked source of QEMU 10.0.5."""
@@ -67,6 +81,7 @@ def tree(tmp_path: Path) -> Path:
     write_program(top / "configure", CONFIGURE)
     write_program(top / "program", PROGRAM)
     (top / "VERSION").write_text("10.0.5\n")
+    (top / "pythondeps.toml").write_text(PYTHON_DEPENDENCIES)
     (top / "steps").write_text(STEPS)
     (top / "link").symlink_to("hw/none.c")
     return top
@@ -100,15 +115,18 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Python environments for builds, made once from stand-in packages."""
     wheels = tmp_path_factory.mktemp("wheels")
-    for name, version in [("meson", "1.5.0"), ("pycotap", "1.3.1"), ("ninja", "1.0")]:
+    for name, version in [("meson", "1.5.0"), ("meson", "1.9.0"), ("pycotap", "1.3.1")]:
         _write_wheel(wheels, name, version)
-    for name in ("setuptools", "wheel"):
+    for name in ("ninja", "setuptools", "wheel"):
         _write_wheel(wheels, name, "999")
     directory = tmp_path_factory.mktemp("tools")
+    tree = tmp_path_factory.mktemp("tree")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIP_NO_INDEX", "1")
         patch.setenv("PIP_FIND_LINKS", str(wheels))
-        asyncio.run(make_tools(directory, Runner(directory / "log")))
+        for meson in ("1.5.0", "1.9.0"):
+            set_meson(tree, meson)
+            asyncio.run(make_tools(directory, tree, Runner(directory / "log")))
     yield directory
     shutil.rmtree(directory)
 

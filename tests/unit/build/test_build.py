@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from qemu_ring.build import BuildError, BuildOptions, BuiltQemu, Progress, build_qemu
 from qemu_ring.errors import QemuRingError, UsageError
+from tests.unit.build.conftest import set_meson
 
 
 def says(built: BuiltQemu) -> str:
@@ -154,6 +156,49 @@ async def test_change_is_built_anew(
     assert second.cached is False
     assert second.path != first.path
     assert first.path.exists()
+
+
+async def test_series_of_another_version_is_no_reason_to_build(
+    options: BuildOptions, tree: Path
+) -> None:
+    first = await build_qemu(options)
+    assert options.patches is not None
+    other = options.patches / "qemu-10.2"
+    other.mkdir()
+    (other / "series").write_text("# none\n")
+    assert await build_qemu(options) == replace(first, cached=True)
+    (tree / "VERSION").write_text("10.2.2\n")
+    second = await build_qemu(options)
+    assert second.cached is False
+    assert (second.manifest.series, second.manifest.patches) == ("10.2", [])
+
+
+async def test_meson_is_the_one_that_the_source_brings_along(
+    options: BuildOptions, tree: Path
+) -> None:
+    pythons = []
+    for version in ("1.5.0", "1.9.0"):
+        set_meson(tree, version)
+        await build_qemu(options)
+        newest = max(cache_of(options).glob("logs/*.log"), key=lambda log: log.stat().st_mtime_ns)
+        (python,) = re.findall(r" --python=(\S+)/python ", newest.read_text())
+        pythons.append(Path(python))
+    for directory, version in zip(pythons, ("1.5.0", "1.9.0"), strict=True):
+        assert list(directory.parent.glob(f"lib/python*/site-packages/meson-{version}.dist-info"))
+
+
+@pytest.mark.parametrize(("old", "new"), [("[meson]", "[tools]"), ("pycotap", "other"), ("", None)])
+async def test_source_that_tells_no_meson(
+    options: BuildOptions, tree: Path, old: str, new: str | None
+) -> None:
+    file = tree / "pythondeps.toml"
+    text = file.read_text()
+    file.unlink()
+    if new is not None:
+        file.write_text(text.replace(old, new))
+    with pytest.raises(UsageError, match="does not tell which meson and pycotap it takes"):
+        await build_qemu(options)
+    assert leftovers(options) == []
 
 
 async def test_git_and_meson_directories_are_no_source(options: BuildOptions, tree: Path) -> None:
