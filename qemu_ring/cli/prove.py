@@ -15,7 +15,7 @@ from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.running import run
 from qemu_ring.dirty import Tracking
 from qemu_ring.machine import find_qemu
-from qemu_ring.memslot import FlushPolicy
+from qemu_ring.memslot import FlushPolicy, Shape
 from qemu_ring.prove import Control, ProveOptions, ProveResult, Verdict, prove
 from qemu_ring.prove import Progress as State
 
@@ -41,6 +41,7 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option(
     "--seconds", type=float, metavar="S", help="Begin no round after S seconds; default: 10."
 )
+@click.option("--rounds", type=int, metavar="N", help="Stop after N rounds.")
 @click.option(
     "--vcpus", type=int, metavar="N", default=1, show_default=True, help="vCPUs that write."
 )
@@ -60,6 +61,13 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
     type=click.Choice([policy.value for policy in FlushPolicy]),
     help="How slots are removed; needs a patched QEMU.",
 )
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    type=click.Choice([shape.value for shape in Shape]),
+    help="How slots go and come back, one a round in turn; default: all that the QEMU can do.",
+)
 @click.option("--until-loss", is_flag=True, help="Stop at the first stale page; tell the time.")
 @click.option(
     "--control",
@@ -78,10 +86,12 @@ def prove_command(
     tracking: str,
     removals: int | None,
     seconds: float | None,
+    rounds: int | None,
     vcpus: int,
     rate: float,
     machine: str,
     policy: str | None,
+    shapes: tuple[str, ...],
     until_loss: bool,
     control: str | None,
     memory_dir: Path | None,
@@ -100,9 +110,11 @@ def prove_command(
         pages_per_second=rate,
         seconds=seconds,
         removals=removals,
+        rounds=rounds,
         until_loss=until_loss,
         control=None if control is None else Control(control),
         policy=None if policy is None else FlushPolicy(policy),
+        shapes=tuple(map(Shape, shapes)),
         memory_directory=memory_dir,
         log_directory=log_dir,
     )
@@ -149,6 +161,8 @@ def _done(options: ProveOptions, state: State) -> float:
     parts = [0.0]
     if options.time_limit is not None:
         parts.append(state.seconds / options.time_limit)
+    if options.rounds is not None:
+        parts.append(state.rounds / options.rounds)
     if options.removals is not None:
         parts.append(state.removals / options.removals)
     return min(1.0, max(parts))

@@ -37,6 +37,7 @@ class QemuBinary:
         flush_policies: whether it is patched: its KVM accelerator has `memslot-flush`.
         ivshmem: whether it has `ivshmem-plain`, by which slots are removed.
         machines: machine types.
+        memslot_testdev: whether it has the patches' device that removes slots in any shape.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class QemuBinary:
     flush_policies: bool
     ivshmem: bool
     machines: frozenset[str]
+    memslot_testdev: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, without the long list of machine types."""
@@ -83,6 +85,18 @@ class QemuBinary:
         """
         if not self.flush_policies:
             raise self._unsuitable("is not patched", "build one that is, with qemu-ring build")
+
+    def require_memslot_testdev(self) -> None:
+        """Check that slots can be removed in any shape.
+
+        Raises:
+            QemuUnsuitableError: they cannot.
+        """
+        if not self.memslot_testdev:
+            raise self._unsuitable(
+                "has no device memslot-testdev",
+                "build one that has, with qemu-ring build, or leave --shape at pci",
+            )
 
     def require_slot_removal(self, machine: str) -> None:
         """Check that slots can be removed on a machine type.
@@ -169,6 +183,7 @@ async def _ask(monitor: Monitor, path: Path) -> QemuBinary:
         )
     accelerator = await _names(commands.qom_list_properties(monitor, "kvm-accel"))
     ivshmem = await _names(commands.device_list_properties(monitor, "ivshmem-plain"))
+    testdev = await _names(commands.device_list_properties(monitor, "memslot-testdev"))
     machines = await monitor.call("query-machines", list[dict[str, object]])
     names = {str(entry[key]) for entry in machines for key in ("name", "alias") if key in entry}
     version = ".".join(map(str, monitor.version))
@@ -181,6 +196,7 @@ async def _ask(monitor: Monitor, path: Path) -> QemuBinary:
         ring_property=ring,
         flush_policies="memslot-flush" in accelerator,
         ivshmem=bool(ivshmem),
+        memslot_testdev=bool(testdev),
         machines=frozenset(names),
     )
 

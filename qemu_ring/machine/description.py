@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from qemu_ring.machine.memory import UnnamedFile
 
 __all__ = ["Accelerator", "CommandLine", "Device", "Disk", "MachineDescription", "MemoryBackend"]
 
-Value = str | int | bool | Path
+Value = str | int | bool | Path | list[str]
 
 
 def _option(head: str, properties: Mapping[str, Value]) -> str:
@@ -22,6 +23,13 @@ def _option(head: str, properties: Mapping[str, Value]) -> str:
         text = ("off", "on")[value] if isinstance(value, bool) else str(value)
         parts.append(f"{key}={text.replace(',', ',,')}")
     return ",".join(parts)
+
+
+def _device(device: Device) -> str:
+    """A device in QEMU's syntax; as JSON if it has a list, which the other one cannot say."""
+    if any(isinstance(value, list) for value in device.properties.values()):
+        return json.dumps({"driver": device.driver, **device.properties}, default=str)
+    return _option(device.driver, device.properties)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class MemoryBackend:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`-device`: a driver and its properties."""
+    """`-device`: a driver and its properties; one may be a list of strings."""
 
     driver: str
     properties: Mapping[str, Value] = field(default_factory=dict)
@@ -140,6 +148,13 @@ class CommandLine(ExitStack):
         self.add("-chardev", f"socket,id=qemu-ring-qmp,fd={theirs.fileno()}")
         self.add("-mon", "chardev=qemu-ring-qmp,mode=control")
 
+    def listen(self, listening: socket.socket) -> None:
+        """Append a QMP monitor on a listening socket that the process inherits."""
+        self.fds.add(listening.fileno())
+        name = f"qemu-ring-qmp-{listening.fileno()}"
+        self.add("-chardev", f"socket,id={name},fd={listening.fileno()},server=on,wait=off")
+        self.add("-mon", f"chardev={name},mode=control")
+
     def machine(self, description: MachineDescription, *, log: UnnamedFile) -> None:
         """Append all that `description` asks for."""
         d = description
@@ -160,7 +175,7 @@ class CommandLine(ExitStack):
             }
             self.add("-object", _option("memory-backend-file", properties))
         for device in d.devices:
-            self.add("-device", _option(device.driver, device.properties))
+            self.add("-device", _device(device))
         self._boot(d)
         for index, disk in enumerate(d.disks):
             options: dict[str, Value] = {

@@ -15,6 +15,8 @@ from qemu_ring.memslot.policy import (
     query_flush,
     set_flush_policy,
 )
+from qemu_ring.memslot.shape import Shape, layouts
+from qemu_ring.memslot.testdev import Layout, MemslotTestdev, Window, memslot_testdev
 
 __all__ = [
     "DirtyRing",
@@ -22,10 +24,16 @@ __all__ = [
     "FlushInfo",
     "FlushPolicy",
     "FlushStatistics",
+    "Layout",
     "Memslot",
+    "MemslotTestdev",
     "PciAddress",
     "PciSlots",
+    "Shape",
     "SlotDevice",
+    "Window",
+    "layouts",
+    "memslot_testdev",
     "query_flush",
     "query_memslots",
     "query_rings",

@@ -1,7 +1,7 @@
 """Does this QEMU on this host lose dirty bits when memory slots go away?"""
 
 from qemu_ring.prove.options import Control, ProveOptions
-from qemu_ring.prove.result import Progress, ProveResult, ReAdd, Round
+from qemu_ring.prove.result import Progress, ProveResult, ReAdd, Round, ShapeTotal
 from qemu_ring.prove.run import prove
 from qemu_ring.prove.verdict import Verdict
 
@@ -12,6 +12,7 @@ __all__ = [
     "ProveResult",
     "ReAdd",
     "Round",
+    "ShapeTotal",
     "Verdict",
     "prove",
 ]

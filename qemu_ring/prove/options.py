@@ -9,7 +9,7 @@ from pathlib import Path
 from qemu_ring.dirty import Tracking
 from qemu_ring.errors import UsageError
 from qemu_ring.guest import MAX_VCPUS
-from qemu_ring.memslot import FlushPolicy
+from qemu_ring.memslot import FlushPolicy, Shape
 
 __all__ = ["Control", "ProveOptions"]
 
@@ -35,13 +35,16 @@ class ProveOptions:
         machine: machine type, pc or q35.
         vcpus: how many vCPUs write.
         pages_per_second: how fast the vCPUs write clean pages, all together.
-        seconds: when to begin no further round; None for no limit but `removals`, or
-            for the default if there is no limit at all.
-        removals: when to stop: slots removed; None for no limit but `seconds`.
+        seconds: when to begin no further round; None for the default if there is no limit
+            at all.
+        removals: when to stop: slots removed; None for no such limit.
+        rounds: when to stop: rounds that counted; None for no such limit.
         until_loss: stop after the first round that lost a page.
         control: run a control instead.
         policy: how memslots are removed; needs a patched QEMU. None for what the QEMU
             does by itself.
+        shapes: in what ways they are removed and added, one a round in turn; empty for all
+            that the QEMU can do.
         memory_directory: where guest memory lives; None for memory without a name.
         log_directory: where the QEMUs' logs are kept; None to keep none.
 
@@ -55,9 +58,11 @@ class ProveOptions:
     pages_per_second: float = 100_000.0
     seconds: float | None = None
     removals: int | None = None
+    rounds: int | None = None
     until_loss: bool = False
     control: Control | None = None
     policy: FlushPolicy | None = None
+    shapes: tuple[Shape, ...] = ()
     memory_directory: Path | None = None
     log_directory: Path | None = None
 
@@ -75,8 +80,12 @@ class ProveOptions:
             raise UsageError(
                 "--removals must be at least 1", hint="--control no-removals removes none"
             )
+        if self.rounds is not None and self.rounds < 1:
+            raise UsageError("--rounds must be at least 1", hint="leave it out for no limit")
         if self.control is not None and self.until_loss:
             raise UsageError("a control run has no loss to wait for", hint="leave out --until-loss")
+        if self.control is Control.NO_REMOVALS and self.shapes:
+            raise UsageError("--control no-removals removes no slot", hint="leave out --shape")
         if self.control is Control.NO_REMOVALS and self.removals is not None:
             raise UsageError("--control no-removals removes no slot", hint="leave out --removals")
 
@@ -87,4 +96,5 @@ class ProveOptions:
             return self.seconds
         if self.until_loss:
             return UNTIL_LOSS_SECONDS
-        return None if self.removals is not None else DEFAULT_SECONDS
+        unlimited = self.removals is None and self.rounds is None
+        return DEFAULT_SECONDS if unlimited else None

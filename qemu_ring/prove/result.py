@@ -7,11 +7,11 @@ from typing import Final
 
 from qemu_ring.errors import ExitStatus
 from qemu_ring.machine import Host, KvmCapabilities, QemuBinary
-from qemu_ring.memslot import FlushInfo, FlushPolicy
+from qemu_ring.memslot import FlushInfo, FlushPolicy, Shape
 from qemu_ring.prove.options import Control, ProveOptions
 from qemu_ring.verify import StalePage
 
-__all__ = ["SCHEMA", "Progress", "ProveResult", "ReAdd", "Round", "RoundKind"]
+__all__ = ["SCHEMA", "Progress", "ProveResult", "ReAdd", "Round", "RoundKind", "ShapeTotal"]
 
 SCHEMA: Final = {"name": "qemu-ring.prove", "version": 1}
 
@@ -45,6 +45,7 @@ class Round:
     Args:
         number: from 0.
         kind: what it was for.
+        shape: how the slots were removed; None if none was.
         removals: slots removed in it.
         pages_written: pages of the slots whose content the guest changed in it.
         writes: what the guest counted, writes that met no slot included.
@@ -57,6 +58,7 @@ class Round:
 
     number: int
     kind: RoundKind
+    shape: str | None
     removals: int
     pages_written: int
     writes: int
@@ -64,6 +66,17 @@ class Round:
     pages_sent_again: int
     seconds: float
     ended_at_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeTotal:
+    """All that was done and found in the rounds of one shape."""
+
+    shape: str
+    rounds: int
+    removals: int
+    pages_written: int
+    stale_pages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +139,24 @@ class ProveResult:
         return sum(one.stale_pages for one in self.rounds)
 
     @property
+    def shapes(self) -> tuple[ShapeTotal, ...]:
+        """By shape of removal, in the order of `Shape`."""
+        totals = []
+        for shape in Shape:
+            rounds = [one for one in self.rounds if one.shape == shape.value]
+            if rounds:
+                totals.append(
+                    ShapeTotal(
+                        shape=shape.value,
+                        rounds=len(rounds),
+                        removals=sum(one.removals for one in rounds),
+                        pages_written=sum(one.pages_written for one in rounds),
+                        stale_pages=sum(one.stale_pages for one in rounds),
+                    )
+                )
+        return tuple(totals)
+
+    @property
     def exit_status(self) -> ExitStatus:
         """GOOD if no page was stale, else BAD."""
         return ExitStatus.BAD if self.stale_pages else ExitStatus.GOOD
@@ -156,6 +187,7 @@ class ProveResult:
             ),
             "re_add": None if self.re_add is None else asdict(self.re_add),
             "void_rounds": self.void_rounds,
+            "shapes": [asdict(one) for one in self.shapes],
             "flush": None if self.flush is None else self.flush.model_dump(mode="json"),
             "rounds": [asdict(one) for one in self.rounds],
         }

@@ -18,10 +18,11 @@ from qemu_ring.guest import (
     read_tokens,
 )
 from qemu_ring.machine import Machine
-from qemu_ring.memslot import PciSlots
+from qemu_ring.memslot import MemslotTestdev, PciSlots, Shape
 from qemu_ring.migration import HeldPrecopy
+from qemu_ring.prove.driver import Driver, PciDriver, WindowDriver
 from qemu_ring.prove.result import RoundKind
-from qemu_ring.prove.stage import HELPER, SLOT, SLOT_ADDRESS, Memory, Plan
+from qemu_ring.prove.stage import SLOT, SLOT_ADDRESS, Memory, Plan
 from qemu_ring.qmp import MigrationInfo, commands
 from qemu_ring.verify import Comparison, compare
 
@@ -38,6 +39,7 @@ class Outcome:
     """What one round did and found."""
 
     kind: RoundKind
+    shape: Shape | None
     removals: int
     pages_written: int
     writes: int
@@ -60,6 +62,7 @@ class Source:
     machine: Machine
     control: WorkloadControl
     slots: PciSlots
+    device: MemslotTestdev
     first_write_seconds: float
     memory_directory: Path | None
     log_directory: Path | None
@@ -72,20 +75,24 @@ class Source:
         """As `baseline`, but SLOT is removed and added once: what that makes QEMU send."""
         return await self._round("re-add", self._re_add_once)
 
-    async def idle_removals(self, limit: int | None, tick: Callable[[], None]) -> Outcome:
+    async def idle_removals(
+        self, shape: Shape, limit: int | None, tick: Callable[[int], None]
+    ) -> Outcome:
         """Removals, while nothing is written into the slots."""
+        driver = self._driver(shape)
+        limit = min(limit or _IDLE_REMOVALS, _IDLE_REMOVALS)
 
         async def work(migration: HeldPrecopy) -> None:
             await self._rest(migration)
-            await self._remove(min(limit or _IDLE_REMOVALS, _IDLE_REMOVALS), lambda: True, tick)
+            await self._remove(driver, limit, lambda: True, tick)
 
-        return await self._round("idle-removals", work)
+        return await self._round("idle-removals", work, driver)
 
     async def walk(self) -> Outcome:
         """The guest walks over SLOT, and nothing is removed."""
 
         async def work(_: HeldPrecopy) -> None:
-            await self.control.set_streams(self.plan.walk)
+            await self.control.set_streams(self.plan.walks[SLOT])
             await self.control.wait(
                 lambda statistics: not _walking(statistics),
                 timeout=4 * _WALK_SECONDS,
@@ -94,30 +101,41 @@ class Source:
 
         return await self._round("walk", work)
 
-    async def removals(self, limit: int | None, tick: Callable[[], None]) -> Outcome:
-        """The guest walks over SLOT while SLOT and HELPER are removed again and again.
+    async def removals(
+        self, shape: Shape, limit: int | None, tick: Callable[[int], None]
+    ) -> Outcome:
+        """The guest walks over a slot while that and another one are removed again and again.
 
         Args:
+            shape: how they are removed.
             limit: most slots to remove; None for as many as the walk lasts.
-            tick: called after each cycle.
+            tick: called after each cycle, with the removals of this round.
         """
+        driver = self._driver(shape)
 
         async def work(_: HeldPrecopy) -> None:
-            await self.control.set_streams(self.plan.walk)
-            await self._remove(limit, lambda: _walking(self.control.statistics()), tick)
+            await self.control.set_streams(self.plan.walks[driver.block])
+            await self._remove(driver, limit, lambda: _walking(self.control.statistics()), tick)
 
-        return await self._round("removals", work)
+        return await self._round("removals", work, driver)
+
+    def _driver(self, shape: Shape) -> Driver:
+        return PciDriver(self.slots) if shape is Shape.PCI else WindowDriver(self.device, shape)
 
     async def _remove(
-        self, limit: int | None, wanted: Callable[[], bool], tick: Callable[[], None]
+        self,
+        driver: Driver,
+        limit: int | None,
+        wanted: Callable[[], bool],
+        tick: Callable[[int], None],
     ) -> None:
-        start, first = time.monotonic(), self.slots.removals
+        start, first = time.monotonic(), driver.removals
         while wanted() and time.monotonic() - start < _WALK_SECONDS:
-            left = 2 if limit is None else limit - (self.slots.removals - first)
-            if left <= 0:
+            left = None if limit is None else limit - (driver.removals - first)
+            if left is not None and left <= 0:
                 return
-            await self.slots.cycle((SLOT, HELPER)[:left])
-            tick()
+            await driver.cycle(left)
+            tick(driver.removals - first)
 
     async def _rest(self, migration: HeldPrecopy) -> None:
         """Rewrite all of the ballast, so that the same is left to send each time; then idle.
@@ -150,12 +168,18 @@ class Source:
         await self.slots.cycle([SLOT])
 
     async def _round(
-        self, kind: RoundKind, work: Callable[[HeldPrecopy], Awaitable[None]]
+        self,
+        kind: RoundKind,
+        work: Callable[[HeldPrecopy], Awaitable[None]],
+        driver: Driver | None = None,
     ) -> Outcome:
         monitor = self.machine.monitor
         started = time.monotonic()
-        removals = self.slots.removals
-        with Memory(self.memory_directory) as memory:
+        block = driver.block if driver else SLOT
+        if driver:
+            await driver.prepare()
+        removals = self.slots.removals + self.device.removals
+        with Memory(self.plan.sizes, self.memory_directory) as memory:
             twin = Machine.start(
                 self.binary,
                 self.plan.describe(memory, destination=True),
@@ -171,7 +195,7 @@ class Source:
                 await self._rewrite_ballast()
                 await migration.hold()
                 first_pass = _pages(await migration.progress())
-                before, writes = self._tokens(), self._writes()
+                before, writes = self._tokens(block), self._writes(block)
                 try:
                     await work(migration)
                 except DeadlineError:
@@ -181,20 +205,21 @@ class Source:
                 comparison = await compare(self.memory.blocks(memory))
         return Outcome(
             kind=kind,
-            removals=self.slots.removals - removals,
-            pages_written=pages_changed(before, self._tokens()),
-            writes=self._writes() - writes,
+            shape=driver.shape if driver else None,
+            removals=self.slots.removals + self.device.removals - removals,
+            pages_written=pages_changed(before, self._tokens(block)),
+            writes=self._writes(block) - writes,
             pages_sent_again=_pages(info) - first_pass,
             seconds=time.monotonic() - started,
             comparison=comparison,
         )
 
-    def _tokens(self) -> list[int]:
-        file = self.memory.files[SLOT]
+    def _tokens(self, block: str) -> list[int]:
+        file = self.memory.files[block]
         return read_tokens(file.fd, file.size)
 
-    def _writes(self) -> int:
-        return self.control.statistics().writes_to(SLOT)
+    def _writes(self, block: str) -> int:
+        return self.control.statistics().writes_to(block)
 
 
 def _walking(statistics: WorkloadStatistics) -> bool:
@@ -226,7 +251,7 @@ async def start_source(
         log_directory: where to keep the QEMUs' logs when they end; None for nowhere.
     """
     async with AsyncExitStack() as stack:
-        memory = stack.enter_context(Memory(memory_directory))
+        memory = stack.enter_context(Memory(plan.sizes, memory_directory))
         started = time.monotonic()
         machine = await stack.enter_async_context(
             await Machine.start(
@@ -251,6 +276,7 @@ async def start_source(
             machine=machine,
             control=control,
             slots=slots,
+            device=MemslotTestdev(machine.monitor),
             first_write_seconds=first_write_seconds,
             memory_directory=memory_directory,
             log_directory=log_directory,

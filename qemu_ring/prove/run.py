@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 from qemu_ring.errors import QemuRingError
@@ -17,7 +19,7 @@ from qemu_ring.machine import (
     require_memory,
     require_space,
 )
-from qemu_ring.memslot import query_flush
+from qemu_ring.memslot import Shape, query_flush
 from qemu_ring.migration import EndedEarlyError
 from qemu_ring.prove.options import Control, ProveOptions
 from qemu_ring.prove.result import Progress, ProveResult, ReAdd, Round
@@ -65,16 +67,21 @@ async def prove(
         properties = {**accelerator.properties, "memslot-flush": options.policy.value}
         accelerator = Accelerator(accelerator.name, properties)
     qemu.require_slot_removal(options.machine)
-    require_memory(Plan.guests_bytes, host, "a guest and the one it is migrated to")
-    if options.memory_directory is not None:
-        require_space(options.memory_directory, Plan.memory_bytes)
+    shapes = options.shapes or (tuple(Shape) if qemu.memslot_testdev else (Shape.PCI,))
+    windows = any(shape is not Shape.PCI for shape in shapes)
+    if windows:
+        qemu.require_memslot_testdev()
     plan = Plan(
         vcpus=options.vcpus,
         machine=options.machine,
         accelerator=accelerator,
         tsc_hz=kvm.tsc_khz * 1000 or _FALLBACK_TSC_HZ,
         pages_per_second=options.pages_per_second,
+        windows=windows,
     )
+    require_memory(plan.guests_bytes, host, "a guest and the one it is migrated to")
+    if options.memory_directory is not None:
+        require_space(options.memory_directory, plan.memory_bytes)
     tally = _Tally(on_progress or (lambda _: None))
     async with start_source(
         binary,
@@ -82,7 +89,7 @@ async def prove(
         memory_directory=options.memory_directory,
         log_directory=options.log_directory,
     ) as source:
-        await _rounds(source, options, tally)
+        await _rounds(source, options, shapes, tally)
         re_add = None
         if options.control is None and not options.until_loss:
             re_add = await _measure_re_add(source, tally)
@@ -168,6 +175,7 @@ class _Tally:
             Round(
                 number=len(self.rounds),
                 kind=outcome.kind,
+                shape=None if outcome.shape is None else outcome.shape.value,
                 removals=outcome.removals,
                 pages_written=outcome.pages_written,
                 writes=outcome.writes,
@@ -187,31 +195,32 @@ async def _measure_re_add(source: Source, tally: _Tally) -> ReAdd:
     return ReAdd(slot_bytes=source.plan.slot_bytes, resent_bytes=pages * _PAGE_SIZE)
 
 
-async def _rounds(source: Source, options: ProveOptions, tally: _Tally) -> None:
-    """Round after round until a limit is reached."""
+async def _rounds(
+    source: Source, options: ProveOptions, shapes: tuple[Shape, ...], tally: _Tally
+) -> None:
+    """Round after round until a limit is reached, one shape after the other."""
     limit = options.time_limit
-
-    def tick() -> None:
-        tally.tick(source.slots.removals - tally.removals)
 
     def left() -> int | None:
         if options.removals is None:
             return None
         return options.removals - tally.removals
 
-    async def attempt() -> Outcome:
+    async def attempt(shape: Shape) -> Outcome:
         if options.control is Control.NO_REMOVALS:
             return await source.walk()
         if options.control is Control.IDLE:
-            return await source.idle_removals(left(), tick)
-        return await source.removals(left(), tick)
+            return await source.idle_removals(shape, left(), tally.tick)
+        return await source.removals(shape, left(), tally.tick)
 
     deadline = None if limit is None else time.monotonic() + limit
-    while True:
-        await tally.take(attempt)
+    for shape in cycle(shapes):
+        await tally.take(partial(attempt, shape))
         if options.until_loss and tally.stale_pages:
             return
         if options.removals is not None and tally.removals >= options.removals:
+            return
+        if options.rounds is not None and len(tally.rounds) >= options.rounds:
             return
         if deadline is not None and time.monotonic() >= deadline:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qemu_ring.memslot import FlushPolicy
+from qemu_ring.memslot import FlushPolicy, Shape
 from qemu_ring.prove.options import Control
 from qemu_ring.prove.result import ProveResult
 
@@ -64,6 +64,18 @@ def _flush(result: ProveResult) -> list[str]:
     return [said]
 
 
+def _shapes(result: ProveResult) -> list[str]:
+    """Which ways of removal there were, if not only the one that any QEMU has."""
+    if all(one.shape == Shape.PCI.value for one in result.shapes):
+        return []
+    said = ", ".join(
+        f"{one.shape} {one.removals:,}"
+        + (f" (with {_many(one.stale_pages, 'stale page')})" if one.stale_pages else "")
+        for one in result.shapes
+    )
+    return [f"Removals by the way in which slots went and came back: {said}."]
+
+
 def _counts(result: ProveResult) -> str:
     removals = f"{_many(result.removals, 'memory slot removal')}"
     return f"{removals} in {_many(len(result.rounds), 'migration')}"
@@ -102,7 +114,7 @@ def _stale_meaning(result: ProveResult) -> list[str]:
         meaning.append(
             f"The first stale page was found {result.first_stale_seconds:.2f} s after the start."
         )
-    return meaning + _flush(result) + _re_add(result)
+    return meaning + _shapes(result) + _flush(result) + _re_add(result)
 
 
 def _clean_headline(result: ProveResult) -> str:
@@ -128,6 +140,7 @@ def _clean_meaning(result: ProveResult) -> list[str]:
             "added again, and every byte of its memory arrived. It shows that nothing was lost in "
             "this run, not that nothing can be; more --seconds make it say more."
         ),
+        *_shapes(result),
         *_flush(result),
         *_re_add(result),
     ]

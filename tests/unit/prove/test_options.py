@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qemu_ring.errors import UsageError
+from qemu_ring.memslot import Shape
 from qemu_ring.prove import Control, ProveOptions
 
 
@@ -19,9 +20,11 @@ from qemu_ring.prove import Control, ProveOptions
         ({"pages_per_second": float("nan")}, "--rate nan is out of range"),
         ({"seconds": 0.0}, "--seconds must be greater than 0"),
         ({"seconds": float("nan")}, "--seconds must be greater than 0"),
+        ({"rounds": 0}, "--rounds must be at least 1"),
         ({"removals": 0}, "--removals must be at least 1; --control no-removals"),
         ({"control": Control.IDLE, "until_loss": True}, "no loss to wait for"),
         ({"control": Control.NO_REMOVALS, "removals": 5}, "leave out --removals"),
+        ({"control": Control.NO_REMOVALS, "shapes": (Shape.MOVE,)}, "leave out --shape"),
     ],
 )
 def test_refused(wrong: dict[str, Any], message: str) -> None:
@@ -33,5 +36,6 @@ def test_time_limits() -> None:
     assert ProveOptions().time_limit == 10
     assert ProveOptions(seconds=3).time_limit == 3
     assert ProveOptions(removals=100).time_limit is None
+    assert ProveOptions(rounds=8).time_limit is None
     assert ProveOptions(removals=100, seconds=5).time_limit == 5
     assert ProveOptions(until_loss=True).time_limit == 300

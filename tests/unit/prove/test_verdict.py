@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from qemu_ring.dirty import Tracking
@@ -24,8 +25,8 @@ def made(
     flush: FlushInfo | None = None,
 ) -> ProveResult:
     """A result of one round with so many stale pages."""
-    one = Round(0, "removals", 100, 5000, 6000, stale, 9000, 0.5, 0.6)
-    probe = Round(1, "re-add", 1, 0, 0, 0, 9000, 0.5, 1.1)
+    one = Round(0, "removals", "pci", 100, 5000, 6000, stale, 9000, 0.5, 0.6)
+    probe = Round(1, "re-add", None, 1, 0, 0, 0, 9000, 0.5, 1.1)
     return ProveResult(
         options=ProveOptions(tracking=Tracking.parse(tracking), control=control),
         host=Host("6.1.0", "A CPU", 2, 8 << 30),
@@ -154,6 +155,18 @@ def test_what_a_patched_qemu_counted() -> None:
     document = json.loads(json.dumps(result.as_dict()))
     assert document["policy"] == "quiesce"
     assert document["flush"]["stats"][0]["pages_late"] == 77
+
+
+def test_shapes_are_told_if_there_was_more_than_one() -> None:
+    pci = Round(0, "removals", "pci", 100, 5000, 6000, 0, 9000, 0.5, 0.6)
+    move = Round(1, "removals", "move", 40, 300, 6000, 2, 9000, 0.5, 1.2)
+    result = replace(made(2), rounds=(move, pci, move))
+    assert "slots went and came back: pci 100, move 80 (with 4 stale pages)." in words(result)
+    assert result.as_dict()["shapes"] == [
+        {"shape": "pci", "rounds": 1, "removals": 100, "pages_written": 5000, "stale_pages": 0},
+        {"shape": "move", "rounds": 2, "removals": 80, "pages_written": 600, "stale_pages": 4},
+    ]
+    assert "came back:" not in words(made(2))
 
 
 def test_best_effort_has_no_late_pages_to_boast_of() -> None:
