@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from qemu_ring.dirty import Tracking
 from qemu_ring.errors import QemuUnsuitableError
-from qemu_ring.guest import Pattern, Region, Stream, Workload, WorkloadControl, image_bytes
 from qemu_ring.machine import (
     Accelerator,
     Machine,
@@ -24,10 +21,7 @@ from qemu_ring.machine import (
 )
 from qemu_ring.memslot import (
     FlushPolicy,
-    PciAddress,
-    PciSlots,
     Shape,
-    SlotDevice,
     query_flush,
     query_memslots,
     query_rings,
@@ -36,6 +30,7 @@ from qemu_ring.memslot import (
 from qemu_ring.migration import HeldPrecopy, Pace
 from qemu_ring.prove import ProveOptions, prove
 from qemu_ring.qmp import CommandError
+from tests.kvm.patched.guest import running
 
 pytestmark = pytest.mark.ring
 
@@ -163,35 +158,6 @@ async def test_default_is_a_policy_that_loses_nothing(patched_qemu: Path) -> Non
     bitmap = await prove(patched_qemu, ProveOptions(tracking=Tracking(), removals=10))
     assert bitmap.flush is not None
     assert bitmap.flush.effective is FlushPolicy.QUIESCE
-
-
-@asynccontextmanager
-async def running(
-    qemu: Path, *extra: str, ring: bool = True, destination: bool = False
-) -> AsyncIterator[tuple[Machine, PciSlots]]:
-    """A guest with one removable slot, into which it writes."""
-    regions = (Region("slot", 1 << 30, MIB),)
-    span = Workload(regions, (Stream(),)).span("slot")
-    workload = Workload(regions, (Stream(Pattern.LOOP, span),) * 2)
-    with UnnamedFile("ram", 4 * MIB) as ram, UnnamedFile("slot", MIB) as slot:
-        device = SlotDevice(MemoryBackend("slot", slot), PciAddress(4))
-        description = MachineDescription(
-            accelerator=Accelerator("kvm", {"dirty-ring-size": 4096} if ring else {}),
-            memory=MemoryBackend("ram", ram),
-            vcpus=2,
-            backends=(device.backend,),
-            devices=(device.device(),),
-            firmware=image_bytes(),
-            fw_cfg=workload.fw_cfg(1_000_000_000),
-            incoming="defer" if destination else None,
-            paused=destination,
-            extra=extra,
-        )
-        async with await Machine.start(qemu, description) as machine:
-            with WorkloadControl(ram.fd, workload, 1_000_000_000) as control:
-                if not destination:
-                    await control.wait_writing()
-                yield machine, PciSlots(machine.monitor, [device])
 
 
 async def test_slots_and_rings_are_shown_as_they_are(patched_qemu: Path) -> None:

@@ -1,0 +1,42 @@
+"""A guest that writes into a memslot that can be removed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from qemu_ring.guest import Pattern, Region, Stream, Workload, WorkloadControl, image_bytes
+from qemu_ring.machine import Accelerator, Machine, MachineDescription, MemoryBackend, UnnamedFile
+from qemu_ring.memslot import PciAddress, PciSlots, SlotDevice
+
+MIB = 1 << 20
+
+
+@asynccontextmanager
+async def running(
+    qemu: Path, *extra: str, ring: bool = True, destination: bool = False
+) -> AsyncIterator[tuple[Machine, PciSlots]]:
+    """A guest with one removable slot, into which it writes."""
+    regions = (Region("slot", 1 << 30, MIB),)
+    span = Workload(regions, (Stream(),)).span("slot")
+    workload = Workload(regions, (Stream(Pattern.LOOP, span),) * 2)
+    with UnnamedFile("ram", 4 * MIB) as ram, UnnamedFile("slot", MIB) as slot:
+        device = SlotDevice(MemoryBackend("slot", slot), PciAddress(4))
+        description = MachineDescription(
+            accelerator=Accelerator("kvm", {"dirty-ring-size": 4096} if ring else {}),
+            memory=MemoryBackend("ram", ram),
+            vcpus=2,
+            backends=(device.backend,),
+            devices=(device.device(),),
+            firmware=image_bytes(),
+            fw_cfg=workload.fw_cfg(1_000_000_000),
+            incoming="defer" if destination else None,
+            paused=destination,
+            extra=extra,
+        )
+        async with await Machine.start(qemu, description) as machine:
+            with WorkloadControl(ram.fd, workload, 1_000_000_000) as control:
+                if not destination:
+                    await control.wait_writing()
+                yield machine, PciSlots(machine.monitor, [device])

@@ -1,0 +1,99 @@
+"""A dirty ring entry may name a memslot whose id belongs to another one by now.
+
+If that one does not log dirty pages it has no bitmap, and an unpatched QEMU crashes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.errors import DeadlineError
+from qemu_ring.memslot import (
+    FlushPolicy,
+    Memslot,
+    PciSlots,
+    query_flush,
+    query_memslots,
+    query_rings,
+    set_flush_policy,
+)
+from qemu_ring.qmp import Monitor, commands
+from tests.kvm.patched.guest import running
+
+pytestmark = pytest.mark.ring
+
+ADDRESS = 1 << 30
+POLL_SECONDS = 0.002
+WAIT_SECONDS = 10.0
+MAX_CYCLES = 100
+
+
+async def slot(monitor: Monitor) -> Memslot:
+    (found,) = [one for one in await query_memslots(monitor) if one.address == ADDRESS]
+    return found
+
+
+async def wait_logging(monitor: Monitor) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (await slot(monitor)).log_dirty:
+        if time.monotonic() > deadline:
+            raise DeadlineError("no dirty pages are logged")
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def wait_reaped(monitor: Monitor) -> bool:
+    """Wait until no ring holds an entry; tells whether one did."""
+    deadline, held = time.monotonic() + WAIT_SECONDS, False
+    while any(ring.fill for ring in (await query_rings(monitor)).rings):
+        held = True
+        if time.monotonic() > deadline:
+            raise DeadlineError("the rings are not reaped")
+        await asyncio.sleep(POLL_SECONDS)
+    return held
+
+
+async def remove_and_reuse(monitor: Monitor, slots: PciSlots) -> int:
+    """Leave entries of a removed memslot, give its id away, and have the ring reaped.
+
+    Returns:
+        how many entries named a memslot that has no bitmap.
+    """
+    await slots.add("slot", ADDRESS)
+    await commands.set_parameters(monitor, max_bandwidth=256 << 10)
+    with monitor.events("MIGRATION") as events:
+        await commands.migrate(monitor, "exec:cat > /dev/null")
+        await wait_logging(monitor)
+        logged = await slot(monitor)
+        await slots.remove("slot")
+        await commands.migrate_cancel(monitor)
+        await events.wait(
+            lambda event: event.data["status"] == "cancelled",
+            timeout=WAIT_SECONDS,
+            what="the migration's end",
+        )
+    await slots.add("slot", ADDRESS)
+    again = await slot(monitor)
+    assert (again.slot, again.log_dirty) == (logged.slot, False)
+    before = (await query_flush(monitor)).entries_dropped
+    held = await wait_reaped(monitor)
+    dropped = (await query_flush(monitor)).entries_dropped - before
+    assert held or not dropped
+    await slots.remove("slot")
+    return dropped
+
+
+async def test_entry_for_a_memslot_without_a_bitmap_is_counted(patched_qemu: Path) -> None:
+    async with running(patched_qemu) as (machine, slots):
+        monitor = machine.monitor
+        await commands.set_capabilities(monitor, {"events": True})
+        await set_flush_policy(monitor, FlushPolicy.BEST_EFFORT)
+        for _ in range(MAX_CYCLES):
+            if await remove_and_reuse(monitor, slots):
+                break
+        else:
+            pytest.fail("no ring had an entry of the memslot that was gone")
+        assert (await commands.query_status(monitor)).status == "running"
