@@ -12,8 +12,10 @@ from qemu_ring.machine.diagnosis import Check, Diagnosis, Finding, diagnose
 from qemu_ring.machine.errors import MachineDiedError, MachineError
 from qemu_ring.machine.host import Host, probe_host, require_memory
 from qemu_ring.machine.kvm import KvmCapabilities, probe_kvm
+from qemu_ring.machine.leftovers import Leftovers, new_folder_name
 from qemu_ring.machine.machine import Machine
 from qemu_ring.machine.memory import UnnamedFile, require_space
+from qemu_ring.machine.named_socket import named_socket
 
 __all__ = [
     "Accelerator",
@@ -24,6 +26,7 @@ __all__ = [
     "Finding",
     "Host",
     "KvmCapabilities",
+    "Leftovers",
     "Machine",
     "MachineDescription",
     "MachineDiedError",
@@ -33,6 +36,8 @@ __all__ = [
     "UnnamedFile",
     "diagnose",
     "find_qemu",
+    "named_socket",
+    "new_folder_name",
     "probe_host",
     "probe_kvm",
     "probe_qemu",

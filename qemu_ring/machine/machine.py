@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +69,7 @@ class Machine:
         description: MachineDescription,
         *,
         name: str = "guest",
+        monitors: Sequence[socket.socket] = (),
         log_directory: Path | None = None,
         timeout: float = 30.0,
     ) -> Self:
@@ -77,6 +79,8 @@ class Machine:
             binary: the qemu-system program.
             description: what to start.
             name: what messages call it.
+            monitors: listening sockets on which it shall have further QMP monitors, for
+                others; the caller may close them afterwards.
             log_directory: where to keep NAME.output, NAME.log (trace events too) and
                 NAME.serial when it ends; None to forget them then.
             timeout: seconds.
@@ -93,6 +97,8 @@ class Machine:
             with theirs, CommandLine() as line:
                 line.machine(description, log=logs["log"])
                 line.monitor(theirs)
+                for listening in monitors:
+                    line.listen(listening)
                 line.add("-serial", f"file:{line.inherit(logs['serial'])}")
                 process = ChildProcess.start([str(binary), *line.arguments], fds=line.fds)
             try:
@@ -199,6 +205,12 @@ class Machine:
         except asyncio.TimeoutError:
             return False
         return True
+
+    async def wait(self) -> None:
+        """Wait until a QEMU that was started here has ended by itself; `returncode` tells how."""
+        if self._process is None:
+            raise ValueError("not ours to wait for")
+        await self._process.wait()
 
     def kill(self) -> None:
         """Kill it now (SIGKILL), for those who mean it; `close` still has to follow."""

@@ -36,8 +36,10 @@ from qemu_ring.qmp.models import (
     PciRegion,
     PropertyInfo,
     QmpModel,
+    SocketAddress,
     StatusInfo,
     VersionInfo,
+    XbzrleCache,
 )
 from qemu_ring.qmp.monitor import DEFAULT_TIMEOUT, Address, Monitor
 from qemu_ring.qmp.schema import Schema
@@ -58,6 +60,8 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "MigrationInfo",
     "MigrationRam",
     "MigrationStatus",
+    "XbzrleCache",
+    "SocketAddress",
     "StatusInfo",
     "VersionInfo",
     "KvmInfo",

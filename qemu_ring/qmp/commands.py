@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -18,6 +18,7 @@ from qemu_ring.qmp.models import (
     KvmInfo,
     MemoryBackendInfo,
     MigrationInfo,
+    MigrationStatus,
     PciBus,
     PropertyInfo,
     StatusInfo,
@@ -32,7 +33,11 @@ __all__ = [
     "human",
     "migrate",
     "migrate_cancel",
+    "migrate_continue",
     "migrate_incoming",
+    "migrate_pause",
+    "migrate_recover",
+    "migrate_start_postcopy",
     "object_add",
     "object_del",
     "qom_get",
@@ -103,9 +108,27 @@ async def query_migrate(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -
     return await monitor.call("query-migrate", MigrationInfo, timeout=timeout)
 
 
-async def migrate(monitor: Monitor, uri: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-    """Begin to migrate to the URI; returns when it has begun, not when it has ended."""
-    await monitor.execute("migrate", {"uri": uri}, timeout=timeout)
+async def migrate(
+    monitor: Monitor,
+    uri: str | None = None,
+    *,
+    channels: Sequence[Mapping[str, object]] | None = None,
+    resume: bool = False,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> None:
+    """Begin to migrate; returns when it has begun, not when it has ended.
+
+    Args:
+        monitor: the source's.
+        uri: where to, such as ``tcp:host:port``.
+        channels: instead of the URI, QAPI's MigrationChannel objects (QEMU 8.2 or newer).
+        resume: go on with a postcopy migration that is paused.
+        timeout: seconds.
+    """
+    arguments: dict[str, object] = {"uri": uri} if channels is None else {"channels": channels}
+    if resume:
+        arguments["resume"] = True
+    await monitor.execute("migrate", arguments, timeout=timeout)
 
 
 async def migrate_cancel(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -113,9 +136,50 @@ async def migrate_cancel(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) 
     await monitor.execute("migrate_cancel", timeout=timeout)
 
 
-async def migrate_incoming(monitor: Monitor, uri: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-    """Listen on the URI, on a destination started with ``-incoming defer``."""
-    await monitor.execute("migrate-incoming", {"uri": uri}, timeout=timeout)
+async def migrate_incoming(
+    monitor: Monitor,
+    uri: str,
+    *,
+    exit_on_error: bool = True,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> None:
+    """Listen on the URI, on a destination started with ``-incoming defer``.
+
+    Args:
+        monitor: the destination's.
+        uri: where.
+        exit_on_error: end QEMU when the migration fails; False needs QEMU 9.1.
+        timeout: seconds.
+    """
+    arguments: dict[str, object] = {"uri": uri}
+    if not exit_on_error:
+        arguments["exit-on-error"] = False
+    await monitor.execute("migrate-incoming", arguments, timeout=timeout)
+
+
+async def migrate_start_postcopy(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Switch a migration with the capability postcopy-ram over to the destination."""
+    await monitor.execute("migrate-start-postcopy", timeout=timeout)
+
+
+async def migrate_continue(
+    monitor: Monitor, state: MigrationStatus, *, timeout: float = DEFAULT_TIMEOUT
+) -> None:
+    """Go on from the state in which the migration waits, such as pre-switchover."""
+    await monitor.execute("migrate-continue", {"state": state.value}, timeout=timeout)
+
+
+# A guest that misses a page may hold QEMU's main loop up, so these two go out of band.
+
+
+async def migrate_pause(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Give up the channel of a postcopy migration, so that it can be recovered on another."""
+    await monitor.execute("migrate-pause", oob=True, timeout=timeout)
+
+
+async def migrate_recover(monitor: Monitor, uri: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Listen on the URI, on the destination of a postcopy migration that is paused."""
+    await monitor.execute("migrate-recover", {"uri": uri}, oob=True, timeout=timeout)
 
 
 async def query_capabilities(

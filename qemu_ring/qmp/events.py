@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -23,11 +24,14 @@ class Event:
         name: such as ``STOP`` or ``MIGRATION``.
         data: the event's own members; empty if it has none.
         seconds: QEMU's host time at which it happened, since the epoch.
+        arrived: when it was read here, in seconds of the host's monotonic clock, which two
+            monitors of one controller share.
     """
 
     name: str
     data: dict[str, Any]
     seconds: float
+    arrived: float = field(default_factory=time.monotonic, compare=False)
 
     @classmethod
     def from_message(cls, message: Mapping[str, object]) -> Event:

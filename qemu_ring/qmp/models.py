@@ -30,9 +30,11 @@ __all__ = [
     "PropertyInfo",
     "QemuVersion",
     "QmpModel",
+    "SocketAddress",
     "StatusInfo",
     "VcpuDirtyRate",
     "VersionInfo",
+    "XbzrleCache",
 ]
 
 
@@ -176,6 +178,29 @@ class MigrationRam(QmpModel):
     dirty_sync_missed_zero_copy: int | None = None
 
 
+class XbzrleCache(QmpModel):
+    """query-migrate: what XBZRLE, which sends the difference to a cached page, has done."""
+
+    cache_size: int
+    """Bytes."""
+    bytes: int
+    """Bytes sent encoded."""
+    pages: int
+    cache_miss: int
+    """Pages sent whole because the cache had no older copy."""
+    overflow: int
+    """Pages whose encoding was longer than the page."""
+
+
+class SocketAddress(QmpModel):
+    """Where a destination listens; `type` is inet, unix, vsock or fd."""
+
+    type: str
+    host: str = ""
+    port: str = ""
+    path: str = ""
+
+
 class MigrationInfo(QmpModel):
     """query-migrate. `status` and the rest are None before the first migration. Times in ms."""
 
@@ -188,6 +213,9 @@ class MigrationInfo(QmpModel):
     error_desc: str | None = None
     blocked_reasons: tuple[str, ...] = ()
     cpu_throttle_percentage: int | None = None
+    xbzrle_cache: XbzrleCache | None = None
+    socket_address: tuple[SocketAddress, ...] = ()
+    """A destination's, while it waits for its source."""
     dirty_limit_throttle_time_per_round_us: int | None = Field(
         None, alias="dirty-limit-throttle-time-per-round"
     )

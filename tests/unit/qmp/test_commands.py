@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qemu_ring.qmp import DisconnectedError, Monitor, ProtocolError, commands
-from qemu_ring.qmp.models import PropertyInfo, StatusInfo
+from qemu_ring.qmp.models import MigrationStatus, PropertyInfo, StatusInfo
 
 if TYPE_CHECKING:
     from tests.unit.qmp.conftest import FakeQemu, Peer
@@ -26,7 +26,36 @@ CASES: list[tuple[Call, str, dict[str, Any] | None, object, object]] = [
         StatusInfo(status="running", running=True),
     ),
     (lambda m: commands.migrate(m, "unix:x"), "migrate", {"uri": "unix:x"}, {}, None),
+    (
+        lambda m: commands.migrate(m, "unix:x", resume=True),
+        "migrate",
+        {"uri": "unix:x", "resume": True},
+        {},
+        None,
+    ),
+    (
+        lambda m: commands.migrate(m, channels=[{"channel-type": "cpr"}]),
+        "migrate",
+        {"channels": [{"channel-type": "cpr"}]},
+        {},
+        None,
+    ),
     (commands.migrate_cancel, "migrate_cancel", None, {}, None),
+    (commands.migrate_start_postcopy, "migrate-start-postcopy", None, {}, None),
+    (
+        lambda m: commands.migrate_continue(m, MigrationStatus.PRE_SWITCHOVER),
+        "migrate-continue",
+        {"state": "pre-switchover"},
+        {},
+        None,
+    ),
+    (
+        lambda m: commands.migrate_incoming(m, "unix:x", exit_on_error=False),
+        "migrate-incoming",
+        {"uri": "unix:x", "exit-on-error": False},
+        {},
+        None,
+    ),
     (
         lambda m: commands.migrate_incoming(m, "unix:x"),
         "migrate-incoming",
@@ -154,6 +183,27 @@ async def test_on_the_wire(
 
     async with await Monitor.connect(await qemu.pair(script)) as monitor:
         assert await call(monitor) == result
+
+
+@pytest.mark.parametrize(
+    ("call", "command", "arguments"),
+    [
+        (commands.migrate_pause, "migrate-pause", None),
+        (lambda m: commands.migrate_recover(m, "unix:x"), "migrate-recover", {"uri": "unix:x"}),
+    ],
+)
+async def test_out_of_band(
+    qemu: FakeQemu, call: Call, command: str, arguments: dict[str, Any] | None
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.open()
+        request = await peer.answer({})
+        assert request["exec-oob"] == command
+        assert request.get("arguments") == arguments
+        await peer.gone()
+
+    async with await Monitor.connect(await qemu.pair(script)) as monitor:
+        await call(monitor)
 
 
 async def test_quit_when_the_connection_closes_instead_of_an_answer(qemu: FakeQemu) -> None:

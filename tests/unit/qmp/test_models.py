@@ -101,6 +101,19 @@ def test_dirty_limit_of_a_new_qemu() -> None:
     assert info.dirty_limit_throttle_time_per_round_us == 7
 
 
+def test_xbzrle_and_where_a_destination_listens() -> None:
+    cache = {"bytes": 7, "cache-size": 4096, "cache-miss-rate": 0.5, "encoding-rate": 1.5}
+    info = MigrationInfo.model_validate(
+        {
+            "xbzrle-cache": {**cache, "pages": 3, "overflow": 0, "cache-miss": 2},
+            "socket-address": [{"type": "inet", "host": "::1", "port": "7777"}],
+        }
+    )
+    assert info.xbzrle_cache is not None
+    assert (info.xbzrle_cache.bytes, info.xbzrle_cache.cache_miss) == (7, 2)
+    assert [address.port for address in info.socket_address] == ["7777"]
+
+
 @pytest.mark.parametrize("status", MigrationStatus)
 def test_status_is_active_or_final_or_none(status: MigrationStatus) -> None:
     final = status.value in {"completed", "failed", "cancelled"}
