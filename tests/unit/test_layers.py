@@ -20,6 +20,7 @@ LAYERS = [
     "torture",
     "prove",
     "migration",
+    "guestfile",
     "memslot",
     "dirty",
     "verify",

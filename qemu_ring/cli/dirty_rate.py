@@ -1,0 +1,114 @@
+"""`qemu-ring dirty-rate`: parsing and printing."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+
+from qemu_ring.cli.attached import ask, document, json_option, socket_argument
+from qemu_ring.cli.output import print_json
+from qemu_ring.dirty import (
+    MeasuredRate,
+    RateMode,
+    RateOptions,
+    RunningTracking,
+    dirty_rates,
+    measure_dirty_rate,
+    query_tracking,
+)
+from qemu_ring.qmp import Monitor
+
+__all__ = ["dirty_rate", "mib_per_second", "qemu_of"]
+
+
+@click.command("dirty-rate")
+@socket_argument
+@click.option(
+    "--mode",
+    type=click.Choice([mode.value for mode in RateMode]),
+    help="How to measure; default: the most exact that the guest's tracking allows.",
+)
+@click.option(
+    "--seconds",
+    type=float,
+    metavar="S",
+    default=1.0,
+    show_default=True,
+    help="For how long, 0.05 to 60; whole seconds before QEMU 8.2.",
+)
+@click.option(
+    "--sample-pages",
+    type=int,
+    metavar="N",
+    help="For page-sampling: pages of each GiB, 128 to 16384; default: QEMU's 512.",
+)
+@click.option("--watch", is_flag=True, help="Measure again and again, until Ctrl-C.")
+@json_option
+def dirty_rate(
+    socket: str,
+    mode: str | None,
+    seconds: float,
+    sample_pages: int | None,
+    watch: bool,
+    as_json: bool,
+) -> int:
+    """Measure how fast the guest whose QMP monitor is at SOCKET dirties its memory.
+
+    With --watch and --json, each measurement is a JSON document on a line of its own.
+    """
+    options = RateOptions(
+        mode=None if mode is None else RateMode(mode), seconds=seconds, sample_pages=sample_pages
+    )
+
+    async def once(monitor: Monitor) -> None:
+        tracking = await query_tracking(monitor)
+        rate = await measure_dirty_rate(monitor, options)
+        if as_json:
+            print_json(_document(rate, tracking, await qemu_of(monitor)))
+        else:
+            click.echo(f"tracking: {tracking}")
+            click.echo(
+                f"dirty rate: {_in_words(rate)}, by {rate.mode.value} for {rate.seconds:g} s"
+            )
+            for one in rate.vcpus:
+                click.echo(f"  vCPU {one.vcpu}: {mib_per_second(one.bytes_per_second)}")
+
+    async def again_and_again(monitor: Monitor) -> None:
+        tracking, qemu = await query_tracking(monitor), await qemu_of(monitor)
+        async for rate in dirty_rates(monitor, options):
+            if as_json:
+                click.echo(json.dumps(_document(rate, tracking, qemu)))
+            else:
+                each = ", ".join(
+                    f"vCPU {one.vcpu}: {mib_per_second(one.bytes_per_second)}" for one in rate.vcpus
+                )
+                click.echo(f"{time.strftime('%X')}  {_in_words(rate)}{each and f'  ({each})'}")
+
+    ask(socket, again_and_again if watch else once)
+    return 0
+
+
+async def qemu_of(monitor: Monitor) -> dict[str, object]:
+    """What QEMU a monitor is of, for the JSON document."""
+    return {
+        "version": ".".join(map(str, monitor.version)),
+        "package": monitor.package,
+        "patched": (await monitor.schema()).has_command("x-query-memslot-flush"),
+    }
+
+
+def mib_per_second(bytes_per_second: int) -> str:
+    """A rate in words."""
+    return f"{bytes_per_second >> 20:,} MiB/s"
+
+
+def _in_words(rate: MeasuredRate) -> str:
+    return mib_per_second(rate.bytes_per_second)
+
+
+def _document(
+    rate: MeasuredRate, tracking: RunningTracking, qemu: dict[str, object]
+) -> dict[str, object]:
+    return document("dirty-rate", qemu, tracking=tracking.as_dict(), **rate.as_dict())

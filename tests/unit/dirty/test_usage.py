@@ -1,0 +1,68 @@
+"""Wrong input to `dirty-rate` and `limit`: one line, and nothing is connected to."""
+
+from __future__ import annotations
+
+import pytest
+
+from qemu_ring.cli.limit import _parse_rate
+from qemu_ring.cli.main import main
+from qemu_ring.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dirty-rate"], ["Missing argument 'SOCKET'"]),
+        (["dirty-rate", "/no/monitor", "--mode", "guess"], ["guess", "page-sampling"]),
+        (["dirty-rate", "/no/monitor", "--seconds", "0"], ["0 s", "0.05 to 60"]),
+        (["dirty-rate", "/no/monitor", "--seconds", "soon"], ["soon"]),
+        (["dirty-rate", "/no/monitor", "--sample-pages", "500"], ["--mode page-sampling"]),
+        (["limit", "get"], ["Missing argument 'SOCKET'"]),
+        (["limit", "get", "/no/monitor", "--vcpu", "1"], ["No such option"]),
+        (["limit", "set", "/no/monitor"], ["Missing argument 'RATE'"]),
+        (["limit", "set", "/no/monitor", "50Q"], ["no such rate: 50Q", "such as 50M"]),
+        (["limit", "set", "/no/monitor", "0"], ["0 bytes/s is no dirty limit", "cancel"]),
+        (["limit", "set", "/no/monitor", "50M", "--vcpu", "-1"], ["-1"]),
+        (["limit", "cancel", "/no/monitor", "--vcpu", "two"], ["two"]),
+    ],
+)
+def test_usage_errors(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    for word in words:
+        assert word in said.err
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("52428800", 50 << 20),
+        ("50M", 50 << 20),
+        ("50mib", 50 << 20),
+        ("50 M", None),
+        ("1.5G", 3 << 29),
+        ("2KB/s", 2048),
+        ("M", None),
+        ("0x10", None),
+        ("1e9", None),
+    ],
+)
+def test_rates(text: str, rate: int | None) -> None:
+    if rate is None:
+        with pytest.raises(UsageError, match="no such rate"):
+            _parse_rate(text)
+    else:
+        assert _parse_rate(text) == rate
+
+
+def test_monitor_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["dirty-rate"], ["limit", "get"], ["limit", "cancel"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "/no/monitor"])
+        said = capsys.readouterr()
+        assert (ended.value.code, said.out, said.err.count("\n")) == (4, "", 1)
+        assert "No such file or directory; is QEMU running" in said.err

@@ -1,0 +1,249 @@
+"""Descriptions in YAML: what they mean, and how mistakes in them are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from qemu_ring.dirty import Tracking
+from qemu_ring.errors import ExitStatus, UsageError
+from qemu_ring.guest import Pattern, Span
+from qemu_ring.guestfile import GuestFileError, json_schema, load_guest, parse_guest
+from qemu_ring.guestfile.plan import memory_sizes, workload
+from qemu_ring.memslot import FlushPolicy
+
+MIB = 1 << 20
+EXAMPLES = sorted((Path(__file__).resolve().parents[3] / "guests").glob("*.yaml"))
+
+GUEST = """\
+memory: 64 MiB
+vcpus: 3
+tracking: ring:4096
+flush-policy: read-only
+slots:
+  - name: slot
+    size: 2M
+    address: 1 GiB
+workload:
+  regions:
+    - {name: ram, address: 16 MiB, size: 8 MiB}
+    - {name: bar, slot: slot}
+  streams:
+    - pattern: loop
+      region: bar
+      first: 16
+      pages-per-second: 1000
+    - {pattern: hot-cold, hot: {pages: 4, region: bar}}
+"""
+
+
+def problems(text: str, *assignments: str) -> tuple[str, ...]:
+    with pytest.raises(GuestFileError) as caught:
+        parse_guest(text, assignments, name="g.yaml")
+    assert caught.value.exit_status is ExitStatus.USAGE
+    return caught.value.problems
+
+
+def changed(old: str, new: str) -> str:
+    assert old in GUEST
+    return GUEST.replace(old, new)
+
+
+def test_description_and_its_meaning() -> None:
+    guest = parse_guest(GUEST)
+    assert guest.tracking == Tracking(4096)
+    assert guest.flush_policy is FlushPolicy.READ_ONLY
+    assert memory_sizes(guest) == {"ram": 64 * MIB, "slot": 2 * MIB}
+    found = workload(guest)
+    assert found is not None
+    assert [(r.name, r.address, r.size) for r in found.regions] == [
+        ("ram", 16 * MIB, 8 * MIB),
+        ("bar", 1 << 30, 2 * MIB),
+    ]
+    loop, hot, idle = found.streams
+    assert (loop.pattern, loop.span, loop.pages_per_second) == (
+        Pattern.LOOP,
+        Span(2048 + 16, 512 - 16),
+        1000,
+    )
+    assert (hot.span, hot.hot) == (Span(0, 2048), Span(2048, 4))
+    assert idle.pattern is Pattern.IDLE
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_right_for_us_and_for_editors(path: Path) -> None:
+    load_guest(path)
+    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            changed("pattern: loop", "pattern: lop"),
+            'g.yaml:14: workload.streams[0].pattern: unknown pattern "lop"; known: idle, once',
+        ),
+        (changed("64 MiB", "64 MB"), "g.yaml:1: memory: '64 MB' is no size"),
+        (changed("memory: 64 MiB\n", ""), "g.yaml:1: memory: is missing"),
+        (changed("vcpus: 3", "vcpus: two"), "g.yaml:2: vcpus: must be a valid integer, not 'two'"),
+        (changed("vcpus: 3", "vcpus: yes"), "g.yaml:2: vcpus: must be a valid integer, not True"),
+        (changed("vcpus: 3", "vcpu: 3"), "g.yaml:2: vcpu: unknown key; known: memory, "),
+        (changed("vcpus: 3", "vcpus: 1"), "g.yaml:13: workload.streams: there are more than the 1"),
+        (changed("4096", "5000"), "g.yaml:3: tracking: ring size 5000 is no power of two"),
+        (changed("read-only", "rw"), 'g.yaml:4: flush-policy: unknown flush policy "rw"; known: '),
+        (changed("    size: 2M\n", ""), "g.yaml:6: slots[0].size: is missing"),
+        (changed("size: 2M", "size: 3M"), "g.yaml:7: slots[0].size: must be a power of two"),
+        (changed("1 GiB", "1025 MiB"), "g.yaml:8: slots[0].address: must be a multiple"),
+        (changed("1 GiB", "32 MiB"), "g.yaml:8: slots[0].address: is where there is other memory"),
+        (changed("    address: 1 GiB\n", ""), "g.yaml:6: slots[0].address: is missing"),
+        (changed("slot: slot", "slot: sloth"), "g.yaml:12: workload.regions[1]: no slot is called"),
+        (
+            changed("size: 8 MiB", "size: 49 MiB"),
+            "g.yaml:11: workload.regions[0]: it is not all",
+        ),
+        (
+            changed("address: 16 MiB", "adress: 0"),
+            "regions[0].adress: unknown key; known: name",
+        ),
+        (
+            changed("region: bar\n", "region: foo\n"),
+            'streams[0]: no region is called "foo"; known',
+        ),
+        (
+            changed("first: 16", "first: 512"),
+            "g.yaml:14: workload.streams[0]: it leaves region",
+        ),
+        (
+            changed("second: 1000", "second: -1"),
+            "g.yaml:17: workload.streams[0].pages-per-second",
+        ),
+        (
+            changed("flush-policy: read-only", "accelerator: tcg"),
+            "g.yaml:3: tracking: is for the accelerator kvm",
+        ),
+        (GUEST + "linux: {}", "g.yaml:19: linux: cannot be with workload"),
+        (GUEST + "firmware: none.bin", "g.yaml:19: firmware: "),
+        (GUEST + "disks:\n- path: none\n", "g.yaml:20: disks[0].path: "),
+        (
+            GUEST + "devices: [{driver: x, properties: {y: [1]}}]",
+            "devices[0].properties.y: [1] is no",
+        ),
+        (GUEST + "fw-cfg: {opt/a: {}}", "g.yaml:19: fw-cfg.opt/a: needs either text or file"),
+        (GUEST + "backends: [{id: slot, size: 1M}]", 'backends[0].id: "slot" is the name of'),
+        (
+            "memory: 90M\nlinux: {workload: {size: 1M}}",
+            "g.yaml:2: linux.workload.size: leaves Linux",
+        ),
+        (
+            "memory: 64M\nslots: [{name: a, size: 1M, address: 1G}]",
+            "g.yaml:2: slots[0].address: is",
+        ),
+        (GUEST + "memory: 1 GiB", "g.yaml:19: memory: is there twice"),
+        ("memory: [64\nvcpus: 1\n", "g.yaml:2: no YAML: expected"),
+        ("memory: 64 MiB\non: 1", "g.yaml:2: a key must be a word"),
+        ("memory: 64 MiB\nextra: [\x01]", "g.yaml:2: no YAML: special characters"),
+        ("a: &a [*a]", "g.yaml:1: no YAML: it is nested without end"),
+        ("a: !!python/name:os.system x", "g.yaml:1: no YAML: could not determine"),
+        ("", "g.yaml:1: a guest is a mapping"),
+        ("- 1", "g.yaml:1: a guest is a mapping"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_with_file_line_and_field(text: str, expected: str) -> None:
+    found = problems(text)
+    assert expected in found[0]
+    assert "\n" not in found[0]
+    assert len(found) == 1
+
+
+def test_all_mistakes_are_told_in_the_order_of_the_file() -> None:
+    text = "vcpus: 0\nmemory: much\nextra: [1]\nhue: red\n"
+    found = problems(text)
+    assert [line.split(":")[1] for line in found] == ["1", "2", "3", "4"]
+    with pytest.raises(UsageError, match=r"^g:1: vcpus: .* \(and 3 more\)$"):
+        parse_guest(text, name="g")
+
+
+def test_assignments_are_put_over_the_file() -> None:
+    guest = parse_guest(
+        GUEST,
+        [
+            "memory=1 GiB",
+            "slots[0].address=0x80000000",
+            "workload.streams.0.seed=7",
+            "workload.regions[0]={name: ram, address: 1 MiB, size: 4 KiB}",
+            "tracking=bitmap",
+            "flush-policy=null",
+            "accelerator-properties.kernel-irqchip=split",
+        ],
+    )
+    assert guest.memory == 1 << 30
+    assert guest.slots[0].address == 2 << 30
+    assert guest.workload is not None
+    assert guest.workload.streams[0].seed == 7
+    assert guest.workload.regions[0].size == 4096
+    assert guest.tracking == Tracking()
+    assert guest.flush_policy is None
+    assert guest.accelerator_properties == {"kernel-irqchip": "split"}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("vcpus=none", "--set vcpus=none: vcpus: must be a valid integer, not 'none'"),
+        ("vcpus", "--set vcpus: give it as KEY=VALUE"),
+        ("=1", "--set =1: give it as KEY=VALUE"),
+        ("slots[1].size=1M", "--set slots[1].size=1M: there is no slots[1]"),
+        ("memory.size=1M", "--set memory.size=1M: there is no memory.size"),
+        ("vcpus=[", "--set vcpus=[: '[' is no YAML value"),
+        ("workload.streams[0]={pattern: lop}", "}: workload.streams[0].pattern: unknown pattern"),
+    ],
+)
+def test_wrong_assignments(assignment: str, expected: str) -> None:
+    (found,) = problems(GUEST, assignment)
+    assert expected in found
+
+
+def test_ram_above_the_hole_can_be_written() -> None:
+    text = changed("64 MiB", "4 GiB").replace("16 MiB, size: 8", "{}, size: 8")
+    text = text.replace("address: 1 GiB", "address: 3328 MiB").replace("{}", "{0}")
+    assert parse_guest(text.replace("{0}", "4 GiB"))
+    (found,) = problems(text.replace("{0}", "3072 MiB"))
+    assert "it is not all in RAM" in found
+    assert parse_guest(text.replace("{0}", "2048 MiB"))
+    (found,) = problems(text.replace("{0}", "2048 MiB"), "machine=q35")
+    assert "it is not all in RAM" in found
+
+
+def test_paths_are_seen_from_the_description(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(b"")
+    (tmp_path / "guest.yaml").write_text("memory: 1 MiB\ndisks: [{path: disk.img}]\n")
+    assert load_guest(tmp_path / "guest.yaml").disks[0].path == tmp_path / "disk.img"
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        load_guest(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"memory: \xff")
+    with pytest.raises(UsageError, match="1: no YAML: it is not UTF-8"):
+        load_guest(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        changed("pattern: loop", "pattern: lop"),
+        changed("64 MiB", "64 MB"),
+        changed("memory: 64 MiB\n", ""),
+        changed("vcpus: 3", "vcpu: 3"),
+        changed("vcpus: 3", "vcpus: 0"),
+        changed("tracking: ring:4096", "tracking: log"),
+        GUEST + "devices: [{driver: x, properties: {y: [1]}}]",
+    ],
+)
+def test_the_schema_refuses_what_the_loader_refuses(text: str) -> None:
+    jsonschema.validate(yaml.safe_load(GUEST), json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(text), json_schema())
