@@ -13,6 +13,7 @@ from qemu_ring.cli.build import build_command
 from qemu_ring.cli.dirty_rate import dirty_rate
 from qemu_ring.cli.doctor import doctor
 from qemu_ring.cli.limit import limit
+from qemu_ring.cli.migrate import migrate
 from qemu_ring.cli.policy import policy
 from qemu_ring.cli.prove import prove_command
 from qemu_ring.cli.rings import rings
@@ -40,7 +41,7 @@ cli.add_command(prove_command)
 cli.add_command(doctor)
 for _command in (slots, rings, policy):
     cli.add_command(_command)
-for _command in (run_command, dirty_rate, limit):
+for _command in (run_command, migrate, dirty_rate, limit):
     cli.add_command(_command)
 cli.add_command(build_command)
 

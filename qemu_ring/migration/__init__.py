@@ -1,5 +1,85 @@
-"""Driving one live migration."""
+"""Driving one live migration, whatever its kind."""
 
-from qemu_ring.migration.precopy import EndedEarlyError, HeldPrecopy, MigrationError, Pace
+from qemu_ring.migration.channel import Channel, Exec, Fd, File, Tcp, Unix
+from qemu_ring.migration.cpr import CprTransferMigration
+from qemu_ring.migration.downtime import Downtime, GuestDowntime, firmware_writes
+from qemu_ring.migration.errors import (
+    Aftermath,
+    EndedEarlyError,
+    GuestAt,
+    MigrationAbortedError,
+    MigrationCancelledError,
+    MigrationError,
+    PostcopyPausedError,
+)
+from qemu_ring.migration.migration import Migration
+from qemu_ring.migration.plan import (
+    AbortRules,
+    AutoConverge,
+    BackgroundSnapshot,
+    Compression,
+    CprReboot,
+    CprTransfer,
+    DirtyLimit,
+    Kind,
+    MappedRam,
+    MigrationPlan,
+    Multifd,
+    Postcopy,
+    Precopy,
+    Tls,
+    Xbzrle,
+    ZeroPage,
+)
+from qemu_ring.migration.precopy import HeldPrecopy, Pace
+from qemu_ring.migration.restore import restore
+from qemu_ring.migration.result import MigrationResult, Totals
+from qemu_ring.migration.timeline import Iteration, Sample, Timeline
+from qemu_ring.migration.toggle import Toggled, toggle
 
-__all__ = ["EndedEarlyError", "HeldPrecopy", "MigrationError", "Pace"]
+__all__ = [  # noqa: RUF022 - in order of importance
+    "Migration",
+    "MigrationPlan",
+    "MigrationResult",
+    "restore",
+    "toggle",
+    "Toggled",
+    "CprTransferMigration",
+    "Precopy",
+    "Postcopy",
+    "BackgroundSnapshot",
+    "CprReboot",
+    "CprTransfer",
+    "Kind",
+    "Channel",
+    "Unix",
+    "Tcp",
+    "Fd",
+    "Exec",
+    "File",
+    "Multifd",
+    "Compression",
+    "Xbzrle",
+    "MappedRam",
+    "ZeroPage",
+    "Tls",
+    "AutoConverge",
+    "DirtyLimit",
+    "AbortRules",
+    "Timeline",
+    "Iteration",
+    "Sample",
+    "Totals",
+    "Downtime",
+    "GuestDowntime",
+    "firmware_writes",
+    "Aftermath",
+    "GuestAt",
+    "MigrationError",
+    "MigrationCancelledError",
+    "MigrationAbortedError",
+    "PostcopyPausedError",
+    "EndedEarlyError",
+    "HeldPrecopy",
+    "Pace",
+]

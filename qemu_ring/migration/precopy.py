@@ -8,23 +8,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 
-from qemu_ring.errors import QemuRingError
 from qemu_ring.machine import Machine
+from qemu_ring.migration.errors import EndedEarlyError, MigrationError
 from qemu_ring.qmp import Event, Listener, MigrationInfo, MigrationStatus, commands
 
-__all__ = ["EndedEarlyError", "HeldPrecopy", "MigrationError", "Pace"]
+__all__ = ["HeldPrecopy", "Pace"]
 
 _FD_NAME = "qemu-ring-migration"
 _UNLIMITED = 1 << 40
 _FINAL = {status.value for status in MigrationStatus if status.is_final}
-
-
-class MigrationError(QemuRingError):
-    """A migration failed, or ended when it was not meant to."""
-
-
-class EndedEarlyError(MigrationError):
-    """A migration completed that should have been held open: the guest dirtied too little."""
 
 
 @dataclass(frozen=True, slots=True)

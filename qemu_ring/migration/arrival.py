@@ -1,0 +1,117 @@
+"""The destination's part: told to listen, watched until it has all, let go on."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from qemu_ring.machine import Machine
+from qemu_ring.migration.aftermath import stays_when_it_fails
+from qemu_ring.migration.errors import MigrationError
+from qemu_ring.qmp import Event, MigrationStatus, QmpError, commands
+
+__all__ = ["Arrival"]
+
+_EVENT_SECONDS = 60.0
+_PAUSE_SECONDS = 20.0
+
+
+class Arrival:
+    """A destination that waits for its guest; a context manager, within which no event is missed.
+
+    Attributes:
+        machine: the destination.
+        resumed_at: when the guest ran, host monotonic clock; None if it does not.
+        switched_at: when postcopy's destination took over, though paused.
+        arrived_at: when all memory was there.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.resumed_at: float | None = None
+        self.switched_at: float | None = None
+        self.arrived_at: float | None = None
+        self._events = machine.monitor.events("MIGRATION", "RESUME")
+        self._status = MigrationStatus.NONE
+
+    def __enter__(self) -> Arrival:
+        self._events.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._events.__exit__(kind, error, traceback)
+
+    async def expect(self, uri: str, *, paused: bool) -> None:
+        """Listen on the URI.
+
+        Args:
+            uri: where.
+            paused: whether to leave the guest paused when it has arrived; a guest that was
+                paused at the source stays so in any case.
+        """
+        monitor = self.machine.monitor
+        # While it waits, these only decide what becomes of the guest later.
+        await (commands.stop(monitor) if paused else commands.cont(monitor))
+        stays = await stays_when_it_fails(self.machine)
+        await commands.migrate_incoming(monitor, uri, exit_on_error=not stays)
+
+    async def complete(self, *, timeout: float = _EVENT_SECONDS) -> None:
+        """Wait until it has all.
+
+        Raises:
+            MigrationError: it failed.
+            QmpError: it is gone.
+            DeadlineError: it did not complete in time.
+        """
+        await self._until(
+            {MigrationStatus.COMPLETED, MigrationStatus.FAILED}, timeout, "the destination's end"
+        )
+        if self._status is MigrationStatus.FAILED:
+            info = await commands.query_migrate(self.machine.monitor)
+            raise MigrationError(info.error_desc or "QEMU gives no reason")
+
+    async def pause(self, *, timeout: float = _PAUSE_SECONDS) -> None:
+        """See that postcopy is paused here too; a side notices a lost channel only by using it.
+
+        Raises:
+            QmpError: it refused.
+            DeadlineError: it did not pause in time.
+        """
+        info = await commands.query_migrate(self.machine.monitor)
+        if info.status is MigrationStatus.POSTCOPY_PAUSED:
+            return
+        try:
+            await commands.migrate_pause(self.machine.monitor)
+        except QmpError:
+            info = await commands.query_migrate(self.machine.monitor)
+            if info.status is not MigrationStatus.POSTCOPY_PAUSED:
+                raise
+            return
+        await self._until({MigrationStatus.POSTCOPY_PAUSED}, timeout, "the destination's pause")
+
+    async def resume(self, *, timeout: float = _EVENT_SECONDS) -> None:
+        """Let the guest run, after it has arrived paused."""
+        await commands.cont(self.machine.monitor)
+        while self.resumed_at is None:
+            self._note(await self._events.wait(timeout=timeout, what="RESUME of the destination"))
+
+    async def _until(self, wanted: set[MigrationStatus], timeout: float, what: str) -> None:
+        def seen(event: Event) -> bool:
+            self._note(event)
+            return event.name == "MIGRATION" and self._status in wanted
+
+        await self._events.wait(seen, timeout=timeout, what=what)
+
+    def _note(self, event: Event) -> None:
+        if event.name == "RESUME":
+            self.resumed_at = self.resumed_at or event.arrived
+            return
+        self._status = MigrationStatus(event.data.get("status"))
+        if self._status is MigrationStatus.POSTCOPY_ACTIVE:
+            self.switched_at = self.switched_at or event.arrived
+        elif self._status is MigrationStatus.COMPLETED:
+            self.arrived_at = event.arrived

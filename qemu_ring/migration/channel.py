@@ -1,0 +1,325 @@
+"""What a migration's bytes go through, and the URIs that the two QEMUs know it by."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from qemu_ring.errors import QemuUnsuitableError, UsageError
+from qemu_ring.machine import Leftovers, new_folder_name
+from qemu_ring.qmp import CommandError, Monitor, commands
+
+__all__ = ["Channel", "Connection", "Exec", "Fd", "File", "Tcp", "Unix"]
+
+_FD_NAME = "qemu-ring-migration"
+
+
+class Connection:
+    """One use of a channel, with what it makes on this host; `close` removes that.
+
+    Args:
+        source: its monitor.
+        destination: its monitor; None if the channel only saves, or the source if it only loads.
+    """
+
+    def __init__(self, source: Monitor | None, destination: Monitor | None) -> None:
+        self.source = source
+        self.destination = destination
+
+    async def listen(self) -> str:
+        """Make ready for the destination, and tell the URI to listen on."""
+        raise NotImplementedError
+
+    async def reach(self) -> str:
+        """Make ready for the source, once the destination listens; tell the URI to connect to."""
+        raise NotImplementedError
+
+    def established(self) -> None:
+        """Remove the way in, as soon as all is connected."""
+
+    def close(self, completed: bool) -> None:  # noqa: ARG002 - for those that leave a file
+        """Remove what was made; keep what a completed migration leaves on purpose."""
+        self.established()
+
+
+class Channel(ABC):
+    """A kind of channel and its address; `connect` makes one use of it."""
+
+    __slots__ = ()
+    bidirectional: ClassVar[bool] = True
+    """Whether the destination can answer the source."""
+    multiple: ClassVar[bool] = True
+    """Whether it can be connected to more than once, as multifd does."""
+
+    @abstractmethod
+    def connect(self, source: Monitor | None, destination: Monitor | None) -> Connection:
+        """Begin one use of it, between these monitors."""
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """In the words of the command line, such as tcp:127.0.0.1:0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unix(Channel):
+    """A unix socket.
+
+    Args:
+        path: where the destination makes it; None for one in a directory of our own, which
+            is removed when both sides are connected.
+    """
+
+    path: Path | None = None
+
+    @property
+    def words(self) -> str:
+        """As on the command line."""
+        return "unix" if self.path is None else f"unix:{self.path}"
+
+    def connect(self, source: Monitor | None, destination: Monitor | None) -> Connection:
+        """Begin one use of it, between these monitors."""
+        return _UnixConnection(self.path, source, destination)
+
+
+class _UnixConnection(Connection):
+    def __init__(
+        self, path: Path | None, source: Monitor | None, destination: Monitor | None
+    ) -> None:
+        super().__init__(source, destination)
+        if path is None:
+            folder = new_folder_name()
+            self.path = folder / "migration.sock"
+            self._leftovers = Leftovers(folder=folder)
+            folder.mkdir(0o700)
+            return
+        if path.exists() and not path.is_socket():
+            raise UsageError(f"{path} is there already, and no socket", hint="name another path")
+        self.path = path
+        self._leftovers = Leftovers(path)
+
+    async def listen(self) -> str:
+        return f"unix:{self.path}"
+
+    async def reach(self) -> str:
+        return f"unix:{self.path}"
+
+    def established(self) -> None:
+        self._leftovers.remove()
+
+    def close(self, completed: bool) -> None:  # noqa: ARG002
+        self._leftovers.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Tcp(Channel):
+    """A TCP connection.
+
+    Args:
+        host: the destination's name or address, as the source reaches it.
+        port: 0 for any that is free at the destination.
+        listen: the address that the destination listens on; None for `host`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    listen: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 1 << 16:
+            raise UsageError(f"port {self.port} is not in 0 to 65535")
+
+    @property
+    def words(self) -> str:
+        """As on the command line."""
+        return f"tcp:{_bracketed(self.host)}:{self.port}"
+
+    def connect(self, source: Monitor | None, destination: Monitor | None) -> Connection:
+        """Begin one use of it, between these monitors."""
+        return _TcpConnection(self, source, destination)
+
+
+class _TcpConnection(Connection):
+    def __init__(self, channel: Tcp, source: Monitor | None, destination: Monitor | None) -> None:
+        super().__init__(source, destination)
+        self._channel = channel
+
+    async def listen(self) -> str:
+        return f"tcp:{_bracketed(self._channel.listen or self._channel.host)}:{self._channel.port}"
+
+    async def reach(self) -> str:
+        port = str(self._channel.port)
+        if port == "0":
+            if self.destination is None:
+                raise UsageError("a port of 0 needs a destination that tells what it took")
+            listens = (await commands.query_migrate(self.destination)).socket_address
+            port = next((address.port for address in listens if address.port), "")
+            if not port:
+                raise QemuUnsuitableError(
+                    f"{self.destination.name} does not tell which port it took", hint="name a port"
+                )
+        return f"tcp:{_bracketed(self._channel.host)}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fd(Channel):
+    """A socket pair, given to both QEMUs through their monitors: no path, no port.
+
+    Both monitors have to be unix sockets.
+    """
+
+    multiple: ClassVar[bool] = False
+
+    @property
+    def words(self) -> str:
+        """As on the command line."""
+        return "fd"
+
+    def connect(self, source: Monitor | None, destination: Monitor | None) -> Connection:
+        """Begin one use of it, between these monitors."""
+        return _FdConnection(source, destination)
+
+
+class _FdConnection(Connection):
+    def __init__(self, source: Monitor | None, destination: Monitor | None) -> None:
+        super().__init__(source, destination)
+        self._ours, self._theirs = socket.socketpair()
+
+    async def listen(self) -> str:
+        return await self._give(self.destination, self._theirs)
+
+    async def reach(self) -> str:
+        return await self._give(self.source, self._ours)
+
+    @staticmethod
+    async def _give(monitor: Monitor | None, end: socket.socket) -> str:
+        assert monitor is not None  # a plan without one takes no channel that goes both ways
+        with end:
+            await monitor.send_fd(_FD_NAME, end.fileno())
+        return f"fd:{_FD_NAME}"
+
+    def established(self) -> None:
+        self._ours.close()
+        self._theirs.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Exec(Channel):
+    """Shell commands that QEMU runs: one that takes the stream, one that gives it.
+
+    Args:
+        source: run by the source; the migration is its standard input.
+        destination: run by the destination; the migration is its standard output. None if
+            the migration only saves.
+    """
+
+    bidirectional: ClassVar[bool] = False
+    multiple: ClassVar[bool] = False
+    source: str
+    destination: str | None = None
+
+    @property
+    def words(self) -> str:
+        """As on the command line."""
+        return f"exec:{self.source}"
+
+    def connect(self, source: Monitor | None, destination: Monitor | None) -> Connection:
+        """Begin one use of it, between these monitors."""
+        return _ExecConnection(self, source, destination)
+
+
+class _ExecConnection(Connection):
+    def __init__(self, channel: Exec, source: Monitor | None, destination: Monitor | None) -> None:
+        super().__init__(source, destination)
+        self._channel = channel
+
+    async def listen(self) -> str:
+        if self._channel.destination is None:
+            raise UsageError("the destination needs a command", hint="Exec(..., destination=...)")
+        return f"exec:{self._channel.destination}"
+
+    async def reach(self) -> str:
+        return f"exec:{self._channel.source}"
+
+
+@dataclass(frozen=True, slots=True)
+class File(Channel):
+    """A file, on the host that runs QEMU and this.
+
+    It is written under another name and gets its own when it is whole; one that is there
+    already is replaced. What QEMU has no `file:` for goes through a descriptor.
+
+    Args:
+        path: the file.
+    """
+
+    bidirectional: ClassVar[bool] = False
+    path: Path
+
+    @property
+    def words(self) -> str:
+        """As on the command line."""
+        return f"file:{self.path}"
+
+    def connect(self, source: Monitor | None, destination: Monitor | None) -> Connection:
+        """Begin one use of it, between these monitors."""
+        return _FileConnection(self.path, source, destination)
+
+
+class _FileConnection(Connection):
+    def __init__(self, path: Path, source: Monitor | None, destination: Monitor | None) -> None:
+        super().__init__(source, destination)
+        self._path = path.absolute()
+        self._partial: Path | None = None
+        self._leftovers: Leftovers | None = None
+
+    async def listen(self) -> str:
+        return await self._uri(self.destination, self._path, os.O_RDONLY)
+
+    async def reach(self) -> str:
+        partial = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
+        self._leftovers = Leftovers(partial)
+        try:
+            partial.touch(0o600, exist_ok=False)
+        except OSError as error:
+            raise UsageError(f"{self._path} cannot be written: {error.strerror}") from error
+        self._partial = partial
+        return await self._uri(self.source, self._partial, os.O_WRONLY)
+
+    @staticmethod
+    async def _uri(monitor: Monitor | None, path: Path, flags: int) -> str:
+        assert monitor is not None
+        try:
+            fd = os.open(path, flags | os.O_CLOEXEC)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be opened: {error.strerror}") from error
+        try:
+            schema = await monitor.schema()
+            if "file" in schema.enum_values("migrate", "channels", "addr", "transport"):
+                return f"file:{path}"
+            await monitor.send_fd(_FD_NAME, fd)
+            return f"fd:{_FD_NAME}"
+        finally:
+            os.close(fd)
+
+    def close(self, completed: bool) -> None:
+        if self._partial is not None and completed:
+            self._partial.replace(self._path)
+        if self._leftovers is not None:
+            self._leftovers.close()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+async def forget_fd(monitor: Monitor) -> None:
+    """Close a descriptor that was given to QEMU, and that it did not come to use."""
+    with suppress(CommandError):
+        await monitor.execute("closefd", {"fdname": _FD_NAME})

@@ -1,0 +1,129 @@
+"""Handing a guest to a new QEMU on the same host, its memory left where it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+from qemu_ring.errors import DeadlineError, UsageError
+from qemu_ring.machine import Leftovers, Machine, new_folder_name
+from qemu_ring.migration.arrival import Arrival
+from qemu_ring.migration.channel import Unix
+from qemu_ring.migration.migration import Migration
+from qemu_ring.migration.plan import CprTransfer, MigrationPlan
+from qemu_ring.migration.settings import destination_settings
+from qemu_ring.migration.side import Side
+from qemu_ring.qmp import commands
+
+__all__ = ["CprTransferMigration"]
+
+_START_SECONDS = 30.0
+_POLL_SECONDS = 0.002
+_ACCEPTS = "00010000"  # __SO_ACCEPTCON
+
+StartDestination = Callable[[tuple[str, ...]], Awaitable[Machine]]
+
+
+class CprTransferMigration(Migration):
+    """A migration in mode cpr-transfer; used as `Migration`, which see.
+
+    The new QEMU reads the old one's memory descriptors before it has a monitor, so that it can
+    only be started in the middle of this. Both need `-machine aux-ram-share=on`, and memory
+    backends with `share=on`::
+
+        async def start(arguments: tuple[str, ...]) -> Machine:
+            return await Machine.start(binary, replace(description, extra=arguments))
+
+        async with CprTransferMigration(source, start) as migration:
+            result = await migration.complete()
+        async with migration.destination as machine:
+            ...
+
+    Args:
+        source: the guest.
+        start: starts its successor with these further arguments. It is closed here if the
+            guest does not come to run there; otherwise it is the caller's.
+        plan: of kind `CprTransfer`, with the channel `Unix()`.
+    """
+
+    _starts_destination = True
+
+    def __init__(
+        self, source: Machine, start: StartDestination, plan: MigrationPlan | None = None
+    ) -> None:
+        plan = plan or MigrationPlan(kind=CprTransfer(), channel=Unix())
+        if plan.channel != Unix():
+            raise UsageError("mode cpr-transfer uses unix sockets of its own")
+        super().__init__(source, None, plan)
+        self._start = start
+
+    async def _begin(self) -> None:
+        folder = new_folder_name()
+        self._stack.callback(Leftovers(folder=folder).close)
+        folder.mkdir(0o700)
+        self._stack.push_async_callback(self._close_unused)
+        await self._start_watch()
+        cpr, main = _channel("cpr", folder / "cpr"), _channel("main", folder / "main")
+        starting = asyncio.ensure_future(
+            self._start(("-incoming", "defer", "-incoming", json.dumps(cpr)))
+        )
+        try:
+            await _wait_listening(folder / "cpr", starting)
+            self._stack.push_async_callback(self._give_up)
+            await commands.migrate(self.source.monitor, channels=[main, cpr])
+            destination = await starting
+        finally:
+            await _ended(starting)
+        self.destination = destination
+        side = Side("destination", destination.monitor)
+        self._stack.push_async_callback(side.restore)
+        await side.set(destination_settings(self.plan))
+        self._arrival = self._stack.enter_context(Arrival(destination))
+        await self._arrival.expect(f"unix:{folder / 'main'}", paused=self.plan.leave_paused)
+
+    async def _close_unused(self) -> None:
+        if self.destination is not None and not self._watch.completed:
+            await self.destination.close()
+            self.destination = None
+
+
+def _channel(kind: str, path: Path) -> dict[str, object]:
+    address = {"transport": "socket", "type": "unix", "path": str(path)}
+    return {"channel-type": kind, "addr": address}
+
+
+async def _wait_listening(path: Path, starting: asyncio.Future[Machine]) -> None:
+    """Wait for the new QEMU's socket; it has no monitor to ask yet."""
+    deadline = time.monotonic() + _START_SECONDS
+    while not _listens(path):
+        if starting.done():
+            await starting
+            raise UsageError(
+                "the new QEMU does not wait for a CPR channel",
+                hint="start it with the arguments given",
+            )
+        if time.monotonic() > deadline:
+            raise DeadlineError(f"the new QEMU did not listen within {_START_SECONDS:g} s")
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def _listens(path: Path) -> bool:
+    """Whether a socket there takes connections; trying would use up the only one it takes."""
+    with Path("/proc/net/unix").open(encoding="utf-8", errors="replace") as sockets:
+        for line in sockets:
+            fields = line.split(maxsplit=7)
+            if len(fields) == 8 and fields[7].rstrip("\n") == str(path):
+                return fields[3] == _ACCEPTS
+    return False
+
+
+async def _ended(starting: asyncio.Future[Machine]) -> None:
+    """See that a start that is not waited for any more leaves no QEMU behind."""
+    if not starting.done():
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting

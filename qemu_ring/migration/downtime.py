@@ -1,0 +1,116 @@
+"""How long the guest stood still: told by both QEMUs' events, and by the guest itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+from qemu_ring.guest import layout
+
+__all__ = ["Downtime", "GuestDowntime", "firmware_writes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Downtime:
+    """The guest's standstill, as seen from different places. In seconds; None if not known.
+
+    Args:
+        seconds: from the source's STOP event to the destination's RESUME, by the host's
+            monotonic clock. Verification is part of it. None if the guest was left paused,
+            or was so from the start.
+        switchover_seconds: from STOP until the destination could have resumed.
+        guest_seconds: longest time in which the guest's own counter stood still.
+        qemu_seconds: the source's figure, which knows nothing of the destination.
+    """
+
+    seconds: float | None = None
+    switchover_seconds: float | None = None
+    guest_seconds: float | None = None
+    qemu_seconds: float | None = None
+
+
+class GuestDowntime:
+    """Watches a counter that the guest increases, in the memory of both sides.
+
+    An async context manager: from its start it looks, and `seconds` tells the time from the
+    last increase at the source to the first one beyond at the destination.
+
+    Args:
+        source: reads the counter from the source's memory.
+        destination: the same of the destination's. It must not touch what it reads through a
+            mapping: that would fill pages in which postcopy still has to place.
+        interval: seconds between looks, the resolution.
+    """
+
+    def __init__(
+        self, source: Callable[[], int], destination: Callable[[], int], interval: float = 0.001
+    ) -> None:
+        self._source = source
+        self._destination = destination
+        self._interval = interval
+        self._task: asyncio.Task[None] | None = None
+        self.seconds: float | None = None
+
+    async def __aenter__(self) -> GuestDowntime:
+        self._task = asyncio.create_task(self._look(), name="guest downtime")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def wait(self, *, timeout: float = 5.0) -> float | None:
+        """Wait until the guest counts at the destination.
+
+        Args:
+            timeout: seconds; a guest that has stopped counting is no error.
+
+        Returns:
+            seconds, or None if it did not count in that time.
+        """
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=timeout)
+        return self.seconds
+
+    async def _look(self) -> None:
+        count, changed = self._source(), time.monotonic()
+        while True:
+            await asyncio.sleep(self._interval)
+            now, counts = time.monotonic(), self._source()
+            if counts != count:
+                count, changed = counts, now
+            if self._destination() > count:
+                self.seconds = now - changed
+                return
+
+
+def firmware_writes(fd: int, vcpus: int) -> Callable[[], int]:
+    """Make a reader of the workload firmware's write counters, all vCPUs together.
+
+    Args:
+        fd: the file that backs guest-physical address 0; read, never mapped.
+        vcpus: how many the workload has.
+    """
+    size = layout.VCPU_STATISTICS.size
+
+    def read() -> int:
+        return sum(
+            layout.VCPU_STATISTICS.unpack(
+                os.pread(fd, size, layout.STATISTICS + index * layout.PAGE_SIZE)
+            )[1]
+            for index in range(vcpus)
+        )
+
+    return read

@@ -1,0 +1,103 @@
+"""What can become of a migration, other than that it completes.
+
+::
+
+    QemuRingError
+     +-- MigrationError             it failed; the message tells which side runs the guest
+          +-- EndedEarlyError       it completed when it was to be held open
+          +-- MigrationCancelledError
+          |    +-- MigrationAbortedError   by a rule of the plan
+          +-- PostcopyPausedError   its channel broke after the switchover; it can be recovered
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from qemu_ring.errors import QemuRingError
+
+__all__ = [
+    "Aftermath",
+    "EndedEarlyError",
+    "GuestAt",
+    "MigrationAbortedError",
+    "MigrationCancelledError",
+    "MigrationError",
+    "PostcopyPausedError",
+]
+
+
+class GuestAt(str, Enum):
+    """Where the guest's vCPUs run."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+    NOWHERE = "nowhere"
+    """Stopped, or gone."""
+
+    __str__ = str.__str__
+
+
+@dataclass(frozen=True, slots=True)
+class Aftermath:
+    """How both sides were found after a migration, however it ended.
+
+    Args:
+        source: its run state, such as "running" or "postmigrate"; None if it is gone.
+        destination: the same; None if it is gone, or there is none.
+        guest_at: where the guest runs.
+        recoverable: whether the migration can go on (`Migration.recover`).
+        lost: whether memory that the guest needs went with the source. QEMU calls the guest
+            running until it comes to need it; then it stands still, for good.
+        has_destination: whether there is one, and the guest was not only to be saved.
+    """
+
+    source: str | None
+    destination: str | None
+    guest_at: GuestAt
+    recoverable: bool = False
+    lost: bool = False
+    has_destination: bool = True
+
+    def __str__(self) -> str:
+        """Say it in one clause, for an error's message."""
+        if self.lost:
+            return "the guest is lost: memory that it needs went with the source"
+        sides = f"source: {self.source or 'gone'}"
+        if self.has_destination:
+            sides += f", destination: {self.destination or 'gone'}"
+        where = {
+            GuestAt.SOURCE: "the guest runs on at the source",
+            GuestAt.DESTINATION: "the guest runs at the destination",
+            GuestAt.NOWHERE: f"the guest does not run ({sides})",
+        }
+        return where[self.guest_at]
+
+
+class MigrationError(QemuRingError):
+    """A migration failed, or ended when it was not meant to.
+
+    Attributes:
+        aftermath: how both sides were found; None if it was not looked for.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", aftermath: Aftermath | None = None) -> None:
+        super().__init__(message if aftermath is None else f"{message}; {aftermath}", hint=hint)
+        self.aftermath = aftermath
+
+
+class EndedEarlyError(MigrationError):
+    """A migration completed that should have been held open: the guest dirtied too little."""
+
+
+class MigrationCancelledError(MigrationError):
+    """A migration was cancelled; the source has the guest."""
+
+
+class MigrationAbortedError(MigrationCancelledError):
+    """A rule of the plan had the migration cancelled; the source has the guest."""
+
+
+class PostcopyPausedError(MigrationError):
+    """A postcopy migration lost its channel: memory is on both sides until it is recovered."""

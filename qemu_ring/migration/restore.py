@@ -1,0 +1,73 @@
+"""Bringing back a guest that was saved to a file or a command."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+
+from qemu_ring.errors import QemuRingError, QemuUnsuitableError, UsageError
+from qemu_ring.machine import Machine
+from qemu_ring.migration.arrival import Arrival
+from qemu_ring.migration.errors import MigrationError
+from qemu_ring.migration.plan import MigrationPlan
+from qemu_ring.migration.settings import destination_settings
+from qemu_ring.migration.side import Side, require_support
+from qemu_ring.qmp import CommandError
+
+__all__ = ["restore"]
+
+
+async def restore(destination: Machine, plan: MigrationPlan, *, timeout: float = 600.0) -> float:
+    """Load a guest, and let it run unless it was saved paused or the plan leaves it so.
+
+    Args:
+        destination: the same machine, started with `-incoming defer`.
+        plan: what it was saved with; of its channel, the file or the destination's command.
+        timeout: seconds.
+
+    Returns:
+        seconds that it took.
+
+    Raises:
+        UsageError: the plan is for no file or command, or the destination does not wait.
+        QemuUnsuitableError: this QEMU cannot do it, and has begun nothing.
+        MigrationError: it failed. The destination is of no more use.
+        DeadlineError: it was not done in time.
+    """
+    if plan.channel.bidirectional:
+        raise UsageError(f"nothing can be restored from {plan.channel.words}")
+    side = Side("destination", destination.monitor)
+    settings = destination_settings(plan)
+    await require_support([(side, settings)])
+    await side.require_waiting()
+    started = time.monotonic()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(side.restore)
+        await side.set(settings)
+        connection = plan.channel.connect(None, destination.monitor)
+        stack.callback(connection.close, completed=False)
+        arrival = stack.enter_context(Arrival(destination))
+        try:
+            await arrival.expect(await connection.listen(), paused=plan.leave_paused)
+        except CommandError as error:
+            raise QemuUnsuitableError(
+                f"the destination refuses it: {error.description}",
+                hint="restore with the plan that it was saved with",
+            ) from error
+        try:
+            await arrival.complete(timeout=timeout)
+        except MigrationError as error:
+            raise MigrationError(f"{plan.channel.words} was not restored: {error}") from error
+        except QemuRingError as error:
+            raise await _explained(destination, plan, error) from error
+    return time.monotonic() - started
+
+
+async def _explained(
+    destination: Machine, plan: MigrationPlan, error: QemuRingError
+) -> QemuRingError:
+    """Say what a QEMU that has ended wrote at last; a passed deadline stays what it is."""
+    if destination.monitor.connected:
+        return error
+    died = await destination.explain(error)
+    return MigrationError(f"{plan.channel.words} was not restored: {died.message}")

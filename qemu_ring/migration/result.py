@@ -1,0 +1,103 @@
+"""What a migration came to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from qemu_ring.migration.downtime import Downtime
+from qemu_ring.migration.errors import Aftermath
+from qemu_ring.migration.timeline import Timeline
+from qemu_ring.qmp import MigrationInfo, MigrationStatus
+from qemu_ring.verify import Comparison
+
+__all__ = ["MigrationResult", "Totals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """QEMU's counts over all of a migration.
+
+    Args:
+        bytes_sent: on all channels.
+        pages_normal: sent whole.
+        pages_zero: found to be zero.
+        bytes_multifd: on multifd's channels.
+        pages_xbzrle: sent as a difference.
+        postcopy_requests: pages that the destination asked for.
+        iterations: harvests of the dirty log.
+        setup_seconds: before the first pass.
+        seconds: by QEMU's clock.
+    """
+
+    bytes_sent: int
+    pages_normal: int
+    pages_zero: int
+    bytes_multifd: int
+    pages_xbzrle: int
+    postcopy_requests: int
+    iterations: int
+    setup_seconds: float | None
+    seconds: float | None
+
+    @classmethod
+    def of(cls, info: MigrationInfo) -> Totals:
+        """Read them off the source's last reply."""
+        ram = info.ram
+        return cls(
+            bytes_sent=ram.transferred if ram else 0,
+            pages_normal=ram.normal if ram else 0,
+            pages_zero=ram.duplicate if ram else 0,
+            bytes_multifd=ram.multifd_bytes if ram else 0,
+            pages_xbzrle=info.xbzrle_cache.pages if info.xbzrle_cache else 0,
+            postcopy_requests=ram.postcopy_requests if ram else 0,
+            iterations=ram.dirty_sync_count if ram else 0,
+            setup_seconds=None if info.setup_time_ms is None else info.setup_time_ms / 1000,
+            seconds=None if info.total_time_ms is None else info.total_time_ms / 1000,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationResult:
+    """A migration that completed.
+
+    Args:
+        status: QEMU's.
+        kind: the plan's, such as "precopy".
+        channel: in the command line's words.
+        seconds: from its start until the destination had all, by the host's clock.
+        switched_to_postcopy: whether the guest moved before its memory.
+        downtime: how long the guest stood still.
+        totals: QEMU's counts.
+        timeline: each iteration, and what was sampled.
+        comparison: of both memories, where it was asked for.
+        aftermath: how both sides were found.
+    """
+
+    status: MigrationStatus
+    kind: str
+    channel: str
+    seconds: float
+    switched_to_postcopy: bool
+    downtime: Downtime
+    totals: Totals
+    timeline: Timeline
+    comparison: Comparison | None
+    aftermath: Aftermath
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        aftermath = asdict(self.aftermath) | {"guest_at": self.aftermath.guest_at.value}
+        comparison = self.comparison
+        return {
+            "status": self.status.value,
+            "kind": self.kind,
+            "channel": self.channel,
+            "seconds": self.seconds,
+            "switched_to_postcopy": self.switched_to_postcopy,
+            "downtime": asdict(self.downtime),
+            "totals": asdict(self.totals),
+            "timeline": self.timeline.as_dict(),
+            "stale_pages": None if comparison is None else comparison.pages_stale_total,
+            "stale": None if comparison is None else [asdict(page) for page in comparison.stale],
+            "aftermath": aftermath,
+        }

@@ -1,0 +1,47 @@
+"""Asking both sides of a migration what they can do, and setting them up."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from qemu_ring.migration.plan import MigrationPlan, Tls
+from qemu_ring.migration.settings import destination_settings, source_settings
+from qemu_ring.migration.side import Side, require_support
+
+__all__ = ["set_up"]
+
+
+async def set_up(
+    stack: AsyncExitStack, plan: MigrationPlan, source: Side, destination: Side | None
+) -> None:
+    """Set up both sides as the plan wants it; nothing is set if one of them cannot.
+
+    Args:
+        stack: sets them back when it is closed.
+        plan: what is wanted.
+        source: the guest's.
+        destination: None if there is none, or it is yet to be started.
+
+    Raises:
+        QemuUnsuitableError: a QEMU cannot do it, or not this mix.
+        UsageError: a value is out of range, or a side is in the wrong state.
+    """
+    sides = [(source, source_settings(plan))]
+    if destination is not None:
+        sides.append((destination, destination_settings(plan)))
+    await require_support(sides)
+    await source.require_idle()
+    for side, settings in sides:
+        stack.push_async_callback(side.restore)
+        if side is not source:
+            await side.require_waiting()
+        await side.set(settings)
+    if plan.tls is not None:
+        await _use_certificates(plan.tls, source, destination)
+
+
+async def _use_certificates(tls: Tls, source: Side, destination: Side | None) -> None:
+    await source.use_tls(tls.source_directory, "client", tls.hostname)
+    if destination is not None:
+        directory = tls.destination_directory or tls.source_directory
+        await destination.use_tls(directory, "server", tls.hostname)

@@ -1,0 +1,179 @@
+"""One side of a migration: asked what it can do, set up, and set back."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from qemu_ring.errors import QemuUnsuitableError, UsageError
+from qemu_ring.migration.settings import MANAGED_CAPABILITIES, Settings
+from qemu_ring.qmp import CommandError, Monitor, QmpError, commands
+
+__all__ = ["Side", "require_support"]
+
+_TLS_ID = "qemu-ring-tls"
+
+
+class Side:
+    """The source or the destination, with what was set there before.
+
+    Attributes:
+        role: "source" or "destination".
+        monitor: its QMP session.
+    """
+
+    def __init__(self, role: str, monitor: Monitor) -> None:
+        self.role = role
+        self.monitor = monitor
+        self._capabilities: dict[str, bool] = {}
+        self._parameters: dict[str, object] = {}
+        self._has_tls = False
+
+    async def lacks(self, settings: Settings) -> list[str]:
+        """Tell what of the settings this QEMU does not know, in words; nothing is set."""
+        capabilities = await commands.query_capabilities(self.monitor)
+        schema = await self.monitor.schema()
+        known = schema.command_arguments("migrate-set-parameters")
+        missing = [
+            f"no capability {name}" for name in sorted(settings.capabilities - capabilities.keys())
+        ]
+        for name, value in settings.parameters.items():
+            values = schema.enum_values("migrate-set-parameters", name)
+            if name not in known:
+                missing.append(f"no parameter {name}")
+            elif values and value not in values:
+                missing.append(f"no {name} {value}, only {', '.join(sorted(values))}")
+        return missing
+
+    async def require_idle(self) -> None:
+        """Check that a source may migrate now.
+
+        Raises:
+            UsageError: it is no source, or migrates already.
+            QemuUnsuitableError: something in it blocks migration; QEMU tells what.
+        """
+        info = await commands.query_migrate(self.monitor)
+        state = (await commands.query_status(self.monitor)).status
+        if info.is_active:
+            raise UsageError(f"the {self.role} migrates already: {info.status}")
+        if state in ("inmigrate", "postmigrate"):
+            raise UsageError(
+                f"the {self.role} cannot migrate, it is in state {state}",
+                hint="name the running guest first, then the one that waits",
+            )
+        if info.blocked_reasons:
+            raise QemuUnsuitableError(
+                f"the {self.role} cannot migrate: {'; '.join(info.blocked_reasons)}"
+            )
+
+    async def require_waiting(self) -> None:
+        """Check that a destination waits for its migration.
+
+        Raises:
+            UsageError: it does not.
+        """
+        state = (await commands.query_status(self.monitor)).status
+        listening = (await commands.query_migrate(self.monitor)).is_active
+        if state != "inmigrate" or listening:
+            what = "listens already" if listening else f"is in state {state}"
+            raise UsageError(
+                f"the {self.role} does not wait to be told where to listen, it {what}",
+                hint="start it with -incoming defer",
+            )
+
+    async def set(self, settings: Settings) -> None:
+        """Set capabilities and parameters, all that are managed and differ.
+
+        Raises:
+            QemuUnsuitableError: QEMU refused the mix of capabilities; in its words.
+            UsageError: QEMU refused a parameter; in its words.
+        """
+        had = await commands.query_capabilities(self.monitor)
+        states = {
+            name: name in settings.capabilities
+            for name in sorted(MANAGED_CAPABILITIES & had.keys())
+            if had[name] != (name in settings.capabilities)
+        }
+        if states:
+            # Before it is sent: when cancelled, it may be carried out all the same.
+            self._capabilities = {name: had[name] for name in states}
+            try:
+                await commands.set_capabilities(self.monitor, states)
+            except CommandError as error:
+                raise QemuUnsuitableError(
+                    f"the {self.role} refuses it: {error.description}",
+                    hint="leave out one of the two, or use another QEMU",
+                ) from error
+        parameters = dict(settings.parameters)
+        known = (await self.monitor.schema()).command_arguments("migrate-set-parameters")
+        if "mode" in known:
+            parameters.setdefault("mode", "normal")
+        await self.set_parameters(parameters)
+
+    async def set_parameters(self, parameters: dict[str, object]) -> None:
+        """Set parameters by QMP name, and remember what they were before the first time.
+
+        Raises:
+            UsageError: QEMU refused a value; in its words.
+        """
+        if not parameters:
+            return
+        had = await commands.query_parameters(self.monitor)
+        before = {name: had[name] for name in parameters if name in had}
+        self._parameters = before | self._parameters
+        try:
+            await self.monitor.execute("migrate-set-parameters", parameters)
+        except CommandError as error:
+            raise UsageError(f"the {self.role} refuses it: {error.description}") from error
+
+    async def use_tls(
+        self, directory: Path, endpoint: Literal["client", "server"], hostname: str | None
+    ) -> None:
+        """Load certificates, and encrypt the next migration with them.
+
+        Raises:
+            QemuUnsuitableError: this QEMU was built without TLS, or cannot load them.
+        """
+        properties = {"dir": str(directory), "endpoint": endpoint, "verify-peer": True}
+        self._has_tls = True
+        try:
+            await commands.object_add(self.monitor, "tls-creds-x509", _TLS_ID, properties)
+        except CommandError as error:
+            raise QemuUnsuitableError(
+                f"the {self.role} cannot do TLS: {error.description}",
+                hint="see that QEMU was built with gnutls, and the certificates' names",
+            ) from error
+        parameters: dict[str, object] = {"tls-creds": _TLS_ID}
+        if hostname is not None and endpoint == "client":
+            parameters["tls-hostname"] = hostname
+        await self.set_parameters(parameters)
+
+    async def restore(self) -> None:
+        """Set everything back, as far as QEMU takes it; one that is gone needs nothing."""
+        with suppress(QmpError):
+            if self._parameters:
+                await self.monitor.execute("migrate-set-parameters", self._parameters)
+        with suppress(QmpError):
+            if self._capabilities:
+                await commands.set_capabilities(self.monitor, self._capabilities)
+        if self._has_tls:
+            with suppress(QmpError):
+                await commands.object_del(self.monitor, _TLS_ID)
+        self._parameters, self._capabilities, self._has_tls = {}, {}, False
+
+
+async def require_support(sides: list[tuple[Side, Settings]]) -> None:
+    """Check that each QEMU knows what its settings ask for; nothing is set.
+
+    Raises:
+        QemuUnsuitableError: one does not; names all that is missing, on both sides.
+    """
+    missing = []
+    for side, settings in sides:
+        lacks = await side.lacks(settings)
+        if lacks:
+            version = ".".join(map(str, side.monitor.version))
+            missing.append(f"the {side.role} (QEMU {version}) has {', '.join(lacks)}")
+    if missing:
+        raise QemuUnsuitableError("; ".join(missing), hint="use another QEMU, or leave that out")

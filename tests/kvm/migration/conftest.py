@@ -1,0 +1,148 @@
+"""A guest that writes, and the twin it is to be migrated to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.dirty import Tracking
+from qemu_ring.guest import (
+    PAGE_SIZE,
+    Pattern,
+    Region,
+    Stream,
+    Workload,
+    WorkloadControl,
+    image_bytes,
+    read_tokens,
+)
+from qemu_ring.machine import (
+    Machine,
+    MachineDescription,
+    MemoryBackend,
+    QemuBinary,
+    UnnamedFile,
+    probe_kvm,
+    probe_qemu,
+)
+from qemu_ring.migration import GuestDowntime, firmware_writes
+from qemu_ring.verify import Block
+
+MIB = 1 << 20
+RAM = 40 * MIB
+REGION = Region("ram", 8 * MIB, 32 * MIB)
+
+
+@dataclass
+class Pair:
+    """A running source and a destination that waits."""
+
+    binary: Path
+    source: Machine
+    destination: Machine
+    control: WorkloadControl
+    memory: UnnamedFile
+    destination_memory: UnnamedFile
+    vcpus: int
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [Block("ram", self.memory.fd, self.destination_memory.fd, RAM)]
+
+    def guest_downtime(self) -> GuestDowntime:
+        return GuestDowntime(
+            firmware_writes(self.memory.fd, self.vcpus),
+            firmware_writes(self.destination_memory.fd, self.vcpus),
+        )
+
+    @property
+    def first_page(self) -> int:
+        """Where the memory begins that the guest loops over."""
+        return REGION.address // PAGE_SIZE
+
+    def writes_at_destination(self) -> int:
+        return firmware_writes(self.destination_memory.fd, self.vcpus)()
+
+    def newest_token_at_destination(self) -> int:
+        """The highest count in any page that the (one) vCPU wrote."""
+        tokens = read_tokens(self.destination_memory.fd, RAM)[self.first_page :]
+        return max(tokens) & ((1 << 56) - 1)
+
+    async def wait_writing_at_destination(self) -> None:
+        """The guest lives there."""
+        read = firmware_writes(self.destination_memory.fd, self.vcpus)
+        start, deadline = read(), time.monotonic() + 5
+        while read() == start:
+            assert time.monotonic() < deadline, "the guest wrote nothing at the destination"
+            await asyncio.sleep(0.001)
+
+
+_PROBED: dict[Path, QemuBinary] = {}
+
+
+async def probed(binary: Path) -> QemuBinary:
+    """Ask each binary once: that starts it, and reads all of it."""
+    if binary not in _PROBED:
+        _PROBED[binary] = await probe_qemu(binary)
+    return _PROBED[binary]
+
+
+StartPair = Callable[..., AbstractAsyncContextManager[Pair]]
+
+
+def workload(vcpus: int, pages_per_second: float | None, region: Region = REGION) -> Workload:
+    """Each vCPU loops over its part, and never stops."""
+    spans = Workload((region,), (Stream(),) * vcpus).span("ram").split(vcpus)
+    rate = None if pages_per_second is None else pages_per_second / vcpus
+    streams = (Stream(Pattern.LOOP, span, pages_per_second=rate) for span in spans)
+    return Workload((region,), tuple(streams))
+
+
+@pytest.fixture
+def start_pair(qemu_path: Path) -> StartPair:
+    """Start both sides; by default by bitmap, one vCPU, a writer that precopy can follow."""
+
+    @asynccontextmanager
+    async def start(
+        binary: Path = qemu_path,
+        *,
+        tracking: Tracking = Tracking(),  # noqa: B008 - immutable
+        vcpus: int = 1,
+        pages_per_second: float | None = 4000,
+        machine: str = "pc",
+    ) -> AsyncIterator[Pair]:
+        tsc_hz = probe_kvm().tsc_khz * 1000
+        load = workload(vcpus, pages_per_second)
+        accelerator = tracking.accelerator(await probed(binary))
+        async with AsyncExitStack() as stack:
+            memory = [
+                stack.enter_context(UnnamedFile(name, RAM)) for name in ("ram", "ram-destination")
+            ]
+            description = MachineDescription(
+                accelerator=accelerator,
+                machine=machine,
+                memory=MemoryBackend("ram", memory[0]),
+                vcpus=vcpus,
+                firmware=image_bytes(),
+                fw_cfg=load.fw_cfg(tsc_hz),
+            )
+            twin = replace(
+                description, memory=MemoryBackend("ram", memory[1]), incoming="defer", paused=True
+            )
+            source = await stack.enter_async_context(
+                await Machine.start(binary, description, name="source")
+            )
+            destination = await stack.enter_async_context(
+                await Machine.start(binary, twin, name="destination")
+            )
+            control = stack.enter_context(WorkloadControl(memory[0].fd, load, tsc_hz))
+            await control.wait_writing()
+            yield Pair(binary, source, destination, control, memory[0], memory[1], vcpus)
+
+    return start

@@ -1,0 +1,128 @@
+"""Checkpoint and restart: the guest gets a new QEMU, and its memory stays where it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qemu_ring.errors import QemuUnsuitableError, UsageError
+from qemu_ring.machine import Machine, MachineError
+from qemu_ring.migration import (
+    CprReboot,
+    CprTransfer,
+    CprTransferMigration,
+    File,
+    GuestAt,
+    Migration,
+    MigrationPlan,
+    Unix,
+    firmware_writes,
+    restore,
+)
+from qemu_ring.qmp import commands
+
+if TYPE_CHECKING:
+    from tests.kvm.migration.conftest import Pair, StartPair
+
+pytestmark = pytest.mark.kvm
+
+MIB = 1 << 20
+SHARED = "pc,aux-ram-share=on"
+
+
+async def start_successor(pair: Pair, *arguments: str, incoming: str | None = None) -> Machine:
+    """A QEMU over the same memory."""
+    description = pair.source.description
+    assert description is not None
+    successor = replace(description, incoming=incoming, extra=arguments)
+    return await Machine.start(pair.binary, successor, name="successor")
+
+
+async def test_transfer(start_pair: StartPair, patched_qemu: Path) -> None:
+    async with start_pair(patched_qemu, machine=SHARED) as pair:
+
+        async def start(arguments: tuple[str, ...]) -> Machine:
+            return await start_successor(pair, *arguments)
+
+        async with CprTransferMigration(pair.source, start) as migration:
+            result = await migration.complete(timeout=60)
+        assert migration.destination is not None
+        async with migration.destination as successor:
+            assert result.aftermath.guest_at is GuestAt.DESTINATION
+            assert result.totals.pages_normal == 0
+            assert result.totals.bytes_sent < MIB
+            assert result.downtime.seconds is not None
+            written = pair.control.statistics().writes
+            await pair.control.wait(lambda now: now.writes > written, timeout=5, what="no writes")
+            assert (await commands.query_status(successor.monitor)).running
+            assert not (await commands.query_status(pair.source.monitor)).running
+
+
+async def test_transfer_to_what_does_not_start(start_pair: StartPair, patched_qemu: Path) -> None:
+    async with start_pair(patched_qemu, machine=SHARED) as pair:
+
+        async def broken(_: tuple[str, ...]) -> Machine:
+            return await start_successor(pair, "-no-such-option")
+
+        async def deaf(_: tuple[str, ...]) -> Machine:
+            other = await start_successor(pair, incoming="defer")
+            await other.close()
+            return other
+
+        for start, error in ((broken, MachineError), (deaf, UsageError)):
+            with pytest.raises(error):
+                async with CprTransferMigration(pair.source, start):
+                    pass
+            assert (await commands.query_status(pair.source.monitor)).running
+        mode = (await commands.query_parameters(pair.source.monitor))["mode"]
+        assert mode == "normal"
+
+
+async def test_transfer_is_refused(
+    start_pair: StartPair, qemu_path: Path, patched_qemu: Path
+) -> None:
+    async with start_pair(patched_qemu) as pair:
+
+        async def start(arguments: tuple[str, ...]) -> Machine:
+            return await start_successor(pair, *arguments)
+
+        with pytest.raises(UsageError, match="CprTransfer is a kind for CprTransferMigration"):
+            async with Migration(
+                pair.source, pair.destination, MigrationPlan(kind=CprTransfer(), channel=Unix())
+            ):
+                pass
+        with pytest.raises(UsageError, match="unix sockets of its own"):
+            CprTransferMigration(pair.source, start, MigrationPlan(kind=CprTransfer()))
+        with pytest.raises(UsageError, match="and its only one"):
+            async with CprTransferMigration(pair.source, start, MigrationPlan(channel=Unix())):
+                pass
+    async with start_pair(qemu_path) as pair:
+        if (await pair.source.monitor.schema()).enum_values("migrate-set-parameters", "mode"):
+            pytest.skip("this QEMU can do it")
+        with pytest.raises(QemuUnsuitableError, match="no parameter mode"):
+            async with CprTransferMigration(pair.source, start):
+                pass
+
+
+@pytest.mark.parametrize("ignore_shared", [True, False], ids=["ignore-shared", "with-memory"])
+async def test_reboot(
+    start_pair: StartPair, patched_qemu: Path, tmp_path: Path, ignore_shared: bool
+) -> None:
+    plan = MigrationPlan(
+        kind=CprReboot(ignore_shared=ignore_shared), channel=File(tmp_path / "saved")
+    )
+    async with start_pair(patched_qemu) as pair:
+        async with Migration(pair.source, None, plan) as migration:
+            result = await migration.complete(timeout=60)
+        assert result.aftermath.source == "postmigrate"
+        assert (result.totals.bytes_sent < MIB) == ignore_shared
+        written = firmware_writes(pair.memory.fd, 1)
+        before = written()
+        await pair.source.close()
+        async with await start_successor(pair, incoming="defer") as successor:
+            await restore(successor, plan)
+            assert (await commands.query_status(successor.monitor)).running
+            await pair.control.wait(lambda now: now.writes > before, timeout=5, what="no writes")

@@ -1,0 +1,137 @@
+"""What a plan refuses, and what it means in QEMU's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.errors import UsageError
+from qemu_ring.migration import (
+    AbortRules,
+    AutoConverge,
+    BackgroundSnapshot,
+    CprReboot,
+    DirtyLimit,
+    Exec,
+    Fd,
+    File,
+    MappedRam,
+    MigrationPlan,
+    Multifd,
+    Postcopy,
+    Tcp,
+    Unix,
+    Xbzrle,
+)
+from qemu_ring.migration.settings import (
+    MANAGED_CAPABILITIES,
+    destination_settings,
+    source_settings,
+)
+
+FILE = File(Path("/tmp/x"))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: MigrationPlan(kind=BackgroundSnapshot()), "BackgroundSnapshot saves to a file"),
+        (lambda: MigrationPlan(kind=CprReboot(), channel=Tcp()), "saves to a file"),
+        (lambda: MigrationPlan(kind=Postcopy(), channel=FILE), "goes both ways"),
+        (lambda: MigrationPlan(mapped_ram=MappedRam()), "to a file only"),
+        (lambda: MigrationPlan(multifd=Multifd(), channel=Fd()), "fd is a single connection"),
+        (lambda: MigrationPlan(kind=Postcopy(preempt=True)), "fd is a single connection"),
+        (lambda: MigrationPlan(multifd=Multifd(), channel=Exec("cat")), "exec:cat is a single"),
+        (lambda: MigrationPlan(max_bandwidth=-1), "max_bandwidth -1"),
+        (lambda: MigrationPlan(downtime_limit=-0.1), "downtime_limit"),
+        (lambda: Postcopy(after_passes=0), "after_passes 0 is less than 1"),
+        (lambda: Multifd(channels=0), "multifd channels"),
+        (lambda: Multifd(level=3), "needs a compression"),
+        (lambda: DirtyLimit(vcpu_limit=1000), "whole MiB"),
+        (lambda: AbortRules(seconds=0), "seconds: 0 is not greater"),
+        (lambda: AbortRules(iterations=-1), "iterations: -1"),
+        (lambda: Tcp(port=1 << 16), "port 65536"),
+    ],
+)
+def test_refused(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        make()
+
+
+def test_plain_plan_sets_what_tells_of_it_and_nothing_else() -> None:
+    assert source_settings(MigrationPlan()).capabilities == {"events", "return-path"}
+    assert source_settings(MigrationPlan()).parameters == {}
+    assert destination_settings(MigrationPlan(channel=FILE)).capabilities == {"events"}
+
+
+def test_each_side_gets_what_is_its_own() -> None:
+    plan = MigrationPlan(
+        kind=Postcopy(preempt=True, max_bandwidth=7),
+        channel=Unix(),
+        xbzrle=Xbzrle(1 << 20),
+        throttle=AutoConverge(30, 5, 90, 40),
+        zero_page="legacy",
+        max_bandwidth=1000,
+        downtime_limit=0.25,
+        switchover_bandwidth=2000,
+        switchover_ack=True,
+        pause_before_switchover=True,
+    )
+    source, destination = source_settings(plan), destination_settings(plan)
+    both = {"events", "return-path", "postcopy-ram", "postcopy-preempt", "xbzrle", "switchover-ack"}
+    assert destination.capabilities == both
+    assert destination.parameters == {}
+    assert source.capabilities == both | {"auto-converge", "pause-before-switchover"}
+    assert source.capabilities <= MANAGED_CAPABILITIES
+    assert source.parameters == {
+        "max-bandwidth": 1000,
+        "downtime-limit": 250,
+        "avail-switchover-bandwidth": 2000,
+        "max-postcopy-bandwidth": 7,
+        "throttle-trigger-threshold": 40,
+        "cpu-throttle-initial": 30,
+        "cpu-throttle-increment": 5,
+        "max-cpu-throttle": 90,
+        "xbzrle-cache-size": 1 << 20,
+        "zero-page-detection": "legacy",
+    }
+
+
+def test_multifd_dirty_limit_and_files() -> None:
+    plan = MigrationPlan(
+        channel=Tcp(),
+        multifd=Multifd(4, "zstd", 3),
+        throttle=DirtyLimit(5 << 20, period=0.5),
+    )
+    assert destination_settings(plan).parameters == {
+        "multifd-channels": 4,
+        "multifd-compression": "zstd",
+        "multifd-zstd-level": 3,
+    }
+    assert "dirty-limit" in source_settings(plan).capabilities
+    assert source_settings(plan).parameters["vcpu-dirty-limit"] == 5
+    assert source_settings(plan).parameters["x-vcpu-dirty-limit-period"] == 500
+    mapped = destination_settings(MigrationPlan(channel=FILE, mapped_ram=MappedRam(direct_io=True)))
+    assert mapped.capabilities == {"events", "mapped-ram"}
+    assert mapped.parameters == {"direct-io": True}
+    cpr = source_settings(MigrationPlan(kind=CprReboot(), channel=FILE))
+    assert cpr.capabilities == {"events", "x-ignore-shared"}
+    assert cpr.parameters == {"mode": "cpr-reboot"}
+
+
+@pytest.mark.parametrize(
+    ("channel", "words"),
+    [
+        (Unix(), "unix"),
+        (Unix(Path("/a/b")), "unix:/a/b"),
+        (Tcp(), "tcp:127.0.0.1:0"),
+        (Tcp("::1", 7), "tcp:[::1]:7"),
+        (Fd(), "fd"),
+        (Exec("cat > x"), "exec:cat > x"),
+        (FILE, "file:/tmp/x"),
+    ],
+)
+def test_channels_in_words(channel: Unix, words: str) -> None:
+    assert channel.words == words
