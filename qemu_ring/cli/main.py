@@ -20,6 +20,7 @@ from qemu_ring.cli.rings import rings
 from qemu_ring.cli.run import run_command
 from qemu_ring.cli.slots import slots
 from qemu_ring.cli.toggle import toggle_command
+from qemu_ring.cli.top import top
 from qemu_ring.errors import ExitStatus, QemuRingError
 
 __all__ = ["main"]
@@ -42,7 +43,7 @@ cli.add_command(prove_command)
 cli.add_command(doctor)
 for _command in (slots, rings, policy):
     cli.add_command(_command)
-for _command in (run_command, toggle_command, migrate, dirty_rate, limit):
+for _command in (run_command, toggle_command, migrate, dirty_rate, limit, top):
     cli.add_command(_command)
 cli.add_command(build_command)
 
