@@ -33,6 +33,7 @@ from qemu_ring.migration import (
 )
 from qemu_ring.qmp import commands
 from qemu_ring.verify import compare
+from tests.kvm.migration.refusals import may_be_refused
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import Pair, StartPair
@@ -55,12 +56,9 @@ def names(folder: Path) -> list[str]:
 
 
 async def migrate(pair: Pair, plan: MigrationPlan) -> MigrationResult:
-    """Migrate and compare; what this QEMU cannot do is skipped in its own words."""
-    try:
-        async with Migration(pair.source, pair.destination, plan, verify=pair.blocks) as migration:
-            result = await migration.complete(timeout=60)
-    except QemuUnsuitableError as error:
-        pytest.skip(error.message)
+    """Migrate and compare."""
+    async with Migration(pair.source, pair.destination, plan, verify=pair.blocks) as migration:
+        result = await migration.complete(timeout=60)
     assert result.comparison is not None
     assert result.comparison.equal
     await pair.wait_writing_at_destination()
@@ -69,6 +67,7 @@ async def migrate(pair: Pair, plan: MigrationPlan) -> MigrationResult:
 
 @pytest.mark.parametrize("compression", ["none", "zlib", "zstd"])
 @pytest.mark.parametrize("channel", [Unix(), Tcp()], ids=["unix", "tcp"])
+@may_be_refused
 async def test_multifd(start_pair: StartPair, binary: Path, channel: Tcp, compression: str) -> None:
     multifd = Multifd(3, compression)  # type: ignore[arg-type]
     async with start_pair(binary) as pair:
@@ -86,6 +85,7 @@ async def test_compressed_pages_need_to_be_told_the_bandwidth(
         await migrate(pair, plan)
 
 
+@may_be_refused
 async def test_xbzrle(start_pair: StartPair, binary: Path) -> None:
     plan = MigrationPlan(xbzrle=Xbzrle(64 * MIB), max_bandwidth=24 * MIB, downtime_limit=0.05)
     async with start_pair(binary, pages_per_second=4000) as pair:
@@ -94,6 +94,7 @@ async def test_xbzrle(start_pair: StartPair, binary: Path) -> None:
 
 
 @pytest.mark.parametrize("zero_page", ["none", "legacy", "multifd"])
+@may_be_refused
 async def test_zero_page_modes(start_pair: StartPair, binary: Path, zero_page: str) -> None:
     plan = MigrationPlan(
         channel=Tcp(),
@@ -105,6 +106,7 @@ async def test_zero_page_modes(start_pair: StartPair, binary: Path, zero_page: s
     assert (result.totals.pages_zero == 0) == (zero_page == "none")
 
 
+@may_be_refused
 async def test_auto_converge(start_pair: StartPair, binary: Path) -> None:
     """The guest would never converge; throttled it does."""
     throttle = AutoConverge(initial=80, increment=19, trigger_threshold=1)
@@ -115,6 +117,7 @@ async def test_auto_converge(start_pair: StartPair, binary: Path) -> None:
 
 
 @pytest.mark.ring
+@may_be_refused
 async def test_dirty_limit(start_pair: StartPair, binary: Path) -> None:
     # What it lets through between two fills of the ring is far below this, so no vCPU is held
     # for seconds, which would hold the switchover, too.
@@ -126,11 +129,13 @@ async def test_dirty_limit(start_pair: StartPair, binary: Path) -> None:
     assert any(sample.ring_full_seconds for sample in result.timeline.samples)
 
 
+@may_be_refused
 async def test_switchover_ack(start_pair: StartPair, binary: Path) -> None:
     async with start_pair(binary) as pair:
         await migrate(pair, MigrationPlan(switchover_ack=True))
 
 
+@may_be_refused
 async def test_exec(start_pair: StartPair, binary: Path, tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -153,17 +158,15 @@ async def test_exec(start_pair: StartPair, binary: Path, tmp_path: Path) -> None
     ],
     ids=["stream", "mapped-ram", "mapped-ram+multifd", "exec"],
 )
+@may_be_refused
 async def test_to_a_file_and_back(
     start_pair: StartPair, binary: Path, tmp_path: Path, make: Callable[[Path], MigrationPlan]
 ) -> None:
     path = tmp_path / "saved"
     plan = make(path)
     async with start_pair(binary) as pair:
-        try:
-            async with Migration(pair.source, None, plan) as migration:
-                result = await migration.complete(timeout=60)
-        except QemuUnsuitableError as error:
-            pytest.skip(error.message)
+        async with Migration(pair.source, None, plan) as migration:
+            result = await migration.complete(timeout=60)
         assert result.aftermath.source == "postmigrate"
         assert names(tmp_path) == ["saved"]
         await commands.stop(pair.destination.monitor)
@@ -179,6 +182,7 @@ async def test_to_a_file_and_back(
         await pair.wait_writing_at_destination()
 
 
+@may_be_refused
 async def test_a_cancelled_save_leaves_no_file(
     start_pair: StartPair, binary: Path, tmp_path: Path
 ) -> None:
@@ -211,6 +215,7 @@ async def test_restore_of_what_is_no_guest(
             await restore(pair.destination, MigrationPlan(channel=File(path)), timeout=20)
 
 
+@may_be_refused
 async def test_background_snapshot_is_of_one_moment(
     start_pair: StartPair, binary: Path, tmp_path: Path
 ) -> None:
@@ -221,11 +226,8 @@ async def test_background_snapshot_is_of_one_moment(
     async with start_pair(binary, pages_per_second=20_000) as pair:
         before = pair.control.statistics().writes
         tokens = read_tokens(pair.memory.fd, pair.memory.size)
-        try:
-            async with Migration(pair.source, None, plan) as migration:
-                await migration.complete(timeout=60)
-        except QemuUnsuitableError as error:
-            pytest.skip(error.message)
+        async with Migration(pair.source, None, plan) as migration:
+            await migration.complete(timeout=60)
         assert (await commands.query_status(pair.source.monitor)).running
         after = pair.control.statistics().writes
         await commands.stop(pair.destination.monitor)
@@ -266,6 +268,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("multifd", [None, Multifd()], ids=["one", "multifd"])
+@may_be_refused
 async def test_tls(
     start_pair: StartPair, binary: Path, certificates: Path, multifd: Multifd | None
 ) -> None:
@@ -286,6 +289,7 @@ async def test_tls_to_a_name_that_is_not_the_servers(
                 await migration.complete(timeout=20)
 
 
+@may_be_refused
 async def test_tls_without_certificates(
     start_pair: StartPair, binary: Path, tmp_path: Path
 ) -> None:

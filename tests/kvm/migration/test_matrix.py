@@ -1,6 +1,6 @@
 """Every kind of migration x tracking x channel x vCPUs that this host can run: memory is equal.
 
-What a QEMU cannot do is skipped in its own words. With ``-s`` a table is printed at the end.
+What a QEMU cannot do it has to refuse, with the reason. With ``-s`` a table is printed at the end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qemu_ring.dirty import Tracking
-from qemu_ring.errors import QemuUnsuitableError
 from qemu_ring.guest import read_tokens
 from qemu_ring.machine import Machine
 from qemu_ring.migration import (
@@ -41,6 +40,7 @@ from qemu_ring.migration import (
 )
 from qemu_ring.qmp import commands
 from qemu_ring.verify import compare
+from tests.kvm.migration.refusals import may_be_refused
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import Pair, StartPair
@@ -163,16 +163,14 @@ trackings = pytest.mark.parametrize(
 async def go(pair: Pair, plan: MigrationPlan, *, compared: bool = True) -> MigrationResult:
     destination = pair.destination if compared else None
     blocks = pair.blocks if compared else []
-    try:
-        async with Migration(pair.source, destination, plan, verify=blocks) as migration:
-            return await migration.complete(timeout=30)
-    except QemuUnsuitableError as error:
-        pytest.skip(error.message)
+    async with Migration(pair.source, destination, plan, verify=blocks) as migration:
+        return await migration.complete(timeout=30)
 
 
 @trackings
 @pytest.mark.parametrize("channel", [Unix(), Tcp()], ids=["unix", "tcp"])
 @pytest.mark.parametrize("kind", LIVE)
+@may_be_refused
 async def test_live(
     start_pair: StartPair,
     shape: tuple[str, Path, int],
@@ -225,6 +223,7 @@ def wait(path: Path) -> str:
 
 @trackings
 @pytest.mark.parametrize("kind", SAVED)
+@may_be_refused
 async def test_saved_and_restored(
     start_pair: StartPair,
     shape: tuple[str, Path, int],
@@ -255,6 +254,7 @@ async def test_saved_and_restored(
 
 
 @trackings
+@may_be_refused
 async def test_cpr_transfer(
     start_pair: StartPair, shape: tuple[str, Path, int], table: Table, tracking: Tracking
 ) -> None:
@@ -270,11 +270,8 @@ async def test_cpr_transfer(
 
         started = time.monotonic()
         plan = MigrationPlan(kind=CprTransfer(), channel=Unix())
-        try:
-            async with CprTransferMigration(pair.source, start, plan) as migration:
-                result = await migration.complete(timeout=30)
-        except QemuUnsuitableError as error:
-            pytest.skip(error.message)
+        async with CprTransferMigration(pair.source, start, plan) as migration:
+            result = await migration.complete(timeout=30)
         assert migration.destination is not None
         async with migration.destination:
             written = pair.control.statistics().writes

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qemu_ring.errors import QemuUnsuitableError
 from qemu_ring.guest import read_tokens
 from qemu_ring.migration import (
     Channel,
@@ -30,6 +29,7 @@ from qemu_ring.migration import (
 )
 from qemu_ring.migration.channel import Connection
 from qemu_ring.qmp import MigrationStatus, Monitor, commands
+from tests.kvm.migration.refusals import may_be_refused
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import Pair, StartPair
@@ -74,6 +74,7 @@ async def test_all_memory_follows(start_pair: StartPair, binary: Path, channel: 
 
 
 @pytest.mark.parametrize("preempt", [False, True], ids=["plain", "preempt"])
+@may_be_refused
 async def test_guest_writes_while_its_memory_follows(
     start_pair: StartPair, binary: Path, preempt: bool
 ) -> None:
@@ -86,10 +87,7 @@ async def test_guest_writes_while_its_memory_follows(
             plan(Unix(), kind, max_bandwidth=20 * MIB),
             guest_downtime=pair.guest_downtime(),
         )
-        try:
-            result = await complete(migration)
-        except QemuUnsuitableError as error:
-            pytest.skip(error.message)
+        result = await complete(migration)
         assert result.switched_to_postcopy
         assert result.aftermath.guest_at is GuestAt.DESTINATION
         assert result.totals.postcopy_requests > 0
