@@ -20,7 +20,11 @@ SINCE = {
     "parameter zero-page-detection": (9, 0),
 }
 # Built without, or not for a guest tracked by bitmap.
-ALWAYS = ("multifd-compression zstd", "requires KVM with accelerator property 'dirty-ring-size'")
+ALWAYS = (
+    "multifd-compression zstd",
+    "TLS credentials support requires GNUTLS",
+    "requires KVM with accelerator property 'dirty-ring-size'",
+)
 
 
 def may_be_refused(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:

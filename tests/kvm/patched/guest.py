@@ -15,13 +15,19 @@ MIB = 1 << 20
 
 @asynccontextmanager
 async def running(
-    qemu: Path, *extra: str, ring: bool = True, destination: bool = False
+    qemu: Path,
+    *extra: str,
+    ring: bool = True,
+    destination: bool = False,
+    slot_size: int = MIB,
+    pages_per_second: float | None = None,
 ) -> AsyncIterator[tuple[Machine, PciSlots]]:
-    """A guest with one removable slot, into which it writes."""
-    regions = (Region("slot", 1 << 30, MIB),)
+    """A guest with one removable slot, into which both its vCPUs write."""
+    regions = (Region("slot", 1 << 30, slot_size),)
     span = Workload(regions, (Stream(),)).span("slot")
-    workload = Workload(regions, (Stream(Pattern.LOOP, span),) * 2)
-    with UnnamedFile("ram", 4 * MIB) as ram, UnnamedFile("slot", MIB) as slot:
+    stream = Stream(Pattern.LOOP, span, pages_per_second=pages_per_second)
+    workload = Workload(regions, (stream,) * 2)
+    with UnnamedFile("ram", 4 * MIB) as ram, UnnamedFile("slot", slot_size) as slot:
         device = SlotDevice(MemoryBackend("slot", slot), PciAddress(4))
         description = MachineDescription(
             accelerator=Accelerator("kvm", {"dirty-ring-size": 4096} if ring else {}),

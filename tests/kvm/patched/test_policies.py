@@ -35,6 +35,7 @@ from tests.kvm.patched.guest import running
 pytestmark = pytest.mark.ring
 
 MIB = 1 << 20
+MAX_PROOFS = 10
 LOSSLESS = [FlushPolicy.QUIESCE, FlushPolicy.READ_ONLY, FlushPolicy.TOMBSTONE]
 
 
@@ -53,21 +54,24 @@ async def test_other_policies_lose_none_in_ring_mode(
     patched_qemu: Path, policy: FlushPolicy, vcpus: int
 ) -> None:
     options = ProveOptions(policy=policy, seconds=4, vcpus=vcpus, shapes=(Shape.PCI,))
-    result = await prove(patched_qemu, options)
-    assert result.stale_pages == 0
-    assert result.pages_written > 0
-    assert result.flush is not None
-    assert result.flush.policy is policy
-    assert result.flush.entries_dropped == 0
-    stats = result.flush.of(result.flush.effective)
-    assert stats.removals > result.removals * 0.9
-    if result.flush.effective is FlushPolicy.TOMBSTONE:
-        assert stats.holds == 0
-        assert stats.pages_late > 0  # it was needed: best-effort would have lost these
-    else:
-        assert stats.holds >= stats.removals // 2
-        assert sum(stats.hold_ns_log2) == stats.holds
-        assert 0 < stats.hold_ns_max <= stats.hold_ns
+    for _ in range(MAX_PROOFS):
+        result = await prove(patched_qemu, options)
+        assert result.stale_pages == 0
+        assert result.pages_written > 0
+        assert result.flush is not None
+        assert result.flush.policy is policy
+        assert result.flush.entries_dropped == 0
+        stats = result.flush.of(result.flush.effective)
+        assert stats.removals > result.removals * 0.9
+        if result.flush.effective is FlushPolicy.TOMBSTONE:
+            assert stats.holds == 0
+        else:
+            assert stats.holds >= stats.removals // 2
+            assert sum(stats.hold_ns_log2) == stats.holds
+            assert 0 < stats.hold_ns_max <= stats.hold_ns
+        if stats.pages_late:  # it was needed: best-effort would have lost these
+            return
+    pytest.fail("best-effort would have lost nothing, so this shows nothing")
 
 
 @pytest.mark.parametrize("policy", [FlushPolicy.QUIESCE, FlushPolicy.READ_ONLY])

@@ -30,6 +30,9 @@ ADDRESS = 1 << 30
 POLL_SECONDS = 0.002
 WAIT_SECONDS = 10.0
 MAX_CYCLES = 100
+# Slow enough for pages to be clean when they are written, even right after a harvest.
+SLOT_SIZE = 32 << 20
+PAGES_PER_SECOND = 100_000.0
 
 
 async def slot(monitor: Monitor) -> Memslot:
@@ -87,7 +90,8 @@ async def remove_and_reuse(monitor: Monitor, slots: PciSlots) -> int:
 
 
 async def test_entry_for_a_memslot_without_a_bitmap_is_counted(patched_qemu: Path) -> None:
-    async with running(patched_qemu) as (machine, slots):
+    guest = running(patched_qemu, slot_size=SLOT_SIZE, pages_per_second=PAGES_PER_SECOND)
+    async with guest as (machine, slots):
         monitor = machine.monitor
         await commands.set_capabilities(monitor, {"events": True})
         await set_flush_policy(monitor, FlushPolicy.BEST_EFFORT)
