@@ -12,6 +12,7 @@ from qemu_ring import __version__
 from qemu_ring.cli.build import build_command
 from qemu_ring.cli.dirty_rate import dirty_rate
 from qemu_ring.cli.doctor import doctor
+from qemu_ring.cli.experiment import experiment
 from qemu_ring.cli.limit import limit
 from qemu_ring.cli.migrate import migrate
 from qemu_ring.cli.policy import policy
@@ -45,6 +46,7 @@ for _command in (slots, rings, policy):
     cli.add_command(_command)
 for _command in (run_command, toggle_command, migrate, dirty_rate, limit, top):
     cli.add_command(_command)
+cli.add_command(experiment)
 cli.add_command(build_command)
 
 

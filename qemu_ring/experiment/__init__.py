@@ -1,0 +1,40 @@
+"""Scripted migration experiments: a YAML file to plan, run, resume, compare and read back."""
+
+from qemu_ring.experiment.cluster import cluster_identity, run_on_cluster
+from qemu_ring.experiment.compare import Criteria, ResultsComparison, compare_results
+from qemu_ring.experiment.errors import ExperimentFileError, StoreError, TooFewRunsError
+from qemu_ring.experiment.load import load_experiment, parse_experiment
+from qemu_ring.experiment.plan import Cell, ExperimentPlan, Run
+from qemu_ring.experiment.record import Status
+from qemu_ring.experiment.runner import Budget, Watcher, qemu_identity, run_experiment
+from qemu_ring.experiment.schema import json_schema
+from qemu_ring.experiment.store import Results, Store, read_results
+from qemu_ring.experiment.tables import export, read, rows
+
+__all__ = [  # noqa: RUF022 - in order of importance
+    "load_experiment",
+    "parse_experiment",
+    "json_schema",
+    "ExperimentPlan",
+    "Cell",
+    "Run",
+    "run_experiment",
+    "qemu_identity",
+    "run_on_cluster",
+    "cluster_identity",
+    "Budget",
+    "Watcher",
+    "Status",
+    "Store",
+    "Results",
+    "read_results",
+    "read",
+    "rows",
+    "export",
+    "compare_results",
+    "Criteria",
+    "ResultsComparison",
+    "ExperimentFileError",
+    "StoreError",
+    "TooFewRunsError",
+]

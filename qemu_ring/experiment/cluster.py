@@ -1,0 +1,275 @@
+"""An experiment on many machines: each run a task of Dask's, on a worker with what it takes.
+
+Workers declare how many runs they take at a time and the memory of all guests together, as
+Dask's resources KVM and MEMORY. A run whose worker dies is run again on another one, by
+Dask; its record is kept once, here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from qemu_ring import __version__
+from qemu_ring.errors import ExitStatus, HostError, QemuRingError, UsageError
+from qemu_ring.experiment.plan import Cell, Run
+from qemu_ring.experiment.process import empty_record, run_labels
+from qemu_ring.experiment.record import Status
+from qemu_ring.experiment.runner import Watcher, keep_record
+from qemu_ring.experiment.store import Results, Store
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["cluster_identity", "run_on_cluster"]
+
+KVM: Final = "KVM"
+MEMORY: Final = "MEMORY"
+_CONNECT_SECONDS = 5.0
+_LOOK_SECONDS = 0.5
+"""Between two looks at the workers that there are."""
+
+Workers = Mapping[str, Mapping[str, float]]
+"""Each worker's resources, by its address."""
+
+
+async def cluster_identity(
+    scheduler: str, cells: list[Cell], qemu: str | None, *, patience: float = 60.0
+) -> dict[str, Any] | None:
+    """Path and sha256 of the workers' QEMU, for the cells that name none; None if all do.
+
+    Args:
+        scheduler: the Dask scheduler's address.
+        cells: of the experiment.
+        qemu: the QEMU's path on the workers; None for what the first worker asked has.
+        patience: seconds to wait for a worker.
+
+    Raises:
+        UsageError: no scheduler answers, the workers are no match, or have no such QEMU.
+        HostError: there is no worker that declares KVM.
+    """
+    from qemu_ring.experiment import remote
+
+    async with _connected(scheduler) as client:
+        await _Runner(client, scheduler, patience).wait_for_worker()
+        described = [cell.as_dict() for cell in cells]
+        task = client.submit(
+            remote.identify,
+            described,
+            qemu,
+            key=f"qemu-ring-identify-{uuid.uuid4()}",
+            resources={KVM: 1},
+        )
+        try:
+            found = await task
+        except ImportError as error:
+            raise _no_match(scheduler, f"lacks a module: {error.name}") from error
+    if found["version"] != __version__:
+        raise _no_match(scheduler, f"has version {found['version']}, not {__version__}")
+    if "error" in found:
+        refused = QemuRingError(f"{found['host']}: {found['error']}", hint=found["hint"])
+        refused.exit_status = ExitStatus(found["status"])
+        raise refused
+    identity: dict[str, Any] | None = found["qemu"]
+    return identity
+
+
+async def run_on_cluster(
+    store: Store,
+    results: Results,
+    *,
+    scheduler: str,
+    qemu: Mapping[str, Any] | None,
+    watcher: Watcher | None = None,
+    patience: float = 60.0,
+) -> None:
+    """Run everything that has no record on a Dask cluster's workers; keep each record here.
+
+    When cancelled, or killed, the runs under way end on their workers.
+
+    Args:
+        store: where the records go.
+        results: what is there already.
+        scheduler: the Dask scheduler's address.
+        qemu: what `cluster_identity` told, for cells that name none.
+        watcher: told of each run; of one that is run again, too.
+        patience: seconds to go on without any worker.
+
+    Raises:
+        StoreError: a record could not be kept.
+        UsageError: no scheduler answers.
+        QemuRingError: the scheduler, or all workers, are gone; what was kept stays.
+    """
+    async with _connected(scheduler) as client:
+        runner = _Runner(client, scheduler, patience)
+        await runner.run(store, results, qemu, watcher or Watcher())
+
+
+@asynccontextmanager
+async def _connected(scheduler: str) -> AsyncIterator[Client]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UsageError(
+            "distributed is not installed", hint="pip install qemu-ring[cluster]"
+        ) from error
+    client = Client(  # type: ignore[no-untyped-call]
+        scheduler,
+        asynchronous=True,
+        set_as_default=False,
+        timeout=_CONNECT_SECONDS,
+        name="qemu-ring-experiment",
+    )
+    try:
+        try:
+            await client
+        except (OSError, ValueError, ImportError) as error:
+            raise UsageError(
+                f"no Dask scheduler answers at {scheduler}", hint="start one: dask scheduler"
+            ) from error
+        yield client
+    finally:
+        with suppress(OSError, asyncio.TimeoutError):  # of one that has gone
+            await client.close()  # type: ignore[no-untyped-call]
+
+
+def _no_match(scheduler: str, why: str) -> UsageError:
+    return UsageError(
+        f"a worker of {scheduler} {why}", hint=f"install qemu-ring {__version__} on all of them"
+    )
+
+
+class _Runner:
+    def __init__(self, client: Client, scheduler: str, patience: float) -> None:
+        self._client = client
+        self._patience = patience
+        self._scheduler = scheduler
+        self._last_seen: float | None = None
+        self._started = time.monotonic()
+        self._topic = f"qemu-ring-{uuid.uuid4()}"
+        self._going: dict[asyncio.Task[None], tuple[str, int]] = {}
+
+    async def run(
+        self, store: Store, results: Results, qemu: Mapping[str, Any] | None, watcher: Watcher
+    ) -> None:
+        self._store, self._results, self._watcher = store, results, watcher
+        waiting = deque(results.left)
+        self._client.subscribe_topic(self._topic, self._began)  # type: ignore[no-untyped-call]
+        try:
+            while waiting or self._going:
+                workers = await self._workers()
+                self._require_any(workers)
+                slots = sum(int(resources[KVM]) for resources in workers.values())
+                while waiting and workers and len(self._going) < slots:
+                    run = waiting.popleft()
+                    task = asyncio.create_task(self._one(run, qemu, workers))
+                    self._going[task] = run.key
+                await self._some_end()
+        finally:
+            for task in self._going:
+                task.cancel()
+            if self._going:
+                await asyncio.wait(self._going)
+
+    async def wait_for_worker(self) -> None:
+        """Wait for a worker that can run something."""
+        while not (workers := await self._workers()):
+            self._require_any(workers)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _workers(self) -> Workers:
+        """Those that declare KVM."""
+        if self._client.status not in ("running", "connecting") or self._client.scheduler is None:
+            raise self._scheduler_gone()
+        try:
+            identity = await self._client.scheduler.identity()
+        except OSError as error:
+            raise self._scheduler_gone() from error
+        found = {
+            address: worker["resources"]
+            for address, worker in identity["workers"].items()
+            if worker["resources"].get(KVM, 0) >= 1
+        }
+        if found:
+            self._last_seen = time.monotonic()
+        return found
+
+    def _require_any(self, workers: Workers) -> None:
+        if workers or time.monotonic() - (self._last_seen or self._started) < self._patience:
+            return
+        hint = "start some: dask worker ADDRESS --resources 'KVM=1 MEMORY=8e9'"
+        if self._last_seen is None:
+            raise HostError("the cluster has no worker that declares KVM", hint=hint)
+        raise QemuRingError("all workers that declare KVM are gone", hint=f"{hint}, and resume")
+
+    async def _some_end(self) -> None:
+        if not self._going:
+            await asyncio.sleep(_LOOK_SECONDS)
+            return
+        done, _ = await asyncio.wait(
+            self._going, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in done:
+            del self._going[task]
+            task.result()
+
+    async def _one(self, run: Run, qemu: Mapping[str, Any] | None, workers: Workers) -> None:
+        cell = self._results.cells[run.cell]
+        most = max(resources.get(MEMORY, 0) for resources in workers.values())
+        if cell.guests_bytes > most:
+            why = (
+                f"its guests need {cell.guests_bytes >> 20} MiB, and no worker declares more "
+                f"MEMORY than {int(most) >> 20} MiB"
+            )
+            self._watcher.started(cell, run)
+            record = empty_record(Status.REFUSED, why) | run_labels(run, time.time(), 0.0)
+        else:
+            record = await self._remote(cell, run, qemu)
+        await keep_record(self._store, self._results, cell, run, record, self._watcher)
+
+    async def _remote(self, cell: Cell, run: Run, qemu: Mapping[str, Any] | None) -> dict[str, Any]:
+        from distributed import CancelledError
+
+        from qemu_ring.experiment import remote
+
+        key = f"{self._topic}-{run.cell}-{run.repeat}"
+        asked = (run.cell, run.repeat, run.seed)
+        started, clock = time.time(), time.monotonic()
+        task = self._client.submit(
+            remote.run_here,
+            cell.as_dict(),
+            asked,
+            None if qemu is None else dict(qemu),
+            __version__,
+            key,
+            self._topic,
+            key=key,
+            resources={KVM: 1, MEMORY: cell.guests_bytes},
+        )
+        try:
+            record: dict[str, Any] = await task
+        except CancelledError as error:
+            raise self._scheduler_gone() from error
+        except Exception as error:  # noqa: BLE001 - whatever a worker died of, the rest goes on
+            # Dask gives a task up when several workers in a row died of it.
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            record = empty_record(Status.CRASHED, words)
+            record |= run_labels(run, started, time.monotonic() - clock)
+        return record
+
+    def _scheduler_gone(self) -> QemuRingError:
+        return QemuRingError(
+            f"the Dask scheduler at {self._scheduler} is gone", hint="start it, then resume"
+        )
+
+    def _began(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        """A worker told that it begins a run; the second time, if it was another's before."""
+        key = event[1]["cell"], event[1]["repeat"]
+        if key in self._going.values():
+            run = next(one for one in self._results.runs if one.key == key)
+            self._watcher.started(self._results.cells[run.cell], run)

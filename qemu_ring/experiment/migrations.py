@@ -1,0 +1,79 @@
+"""A cell's migration in the terms of the migration layer."""
+
+from __future__ import annotations
+
+from qemu_ring.errors import UsageError
+from qemu_ring.experiment.schema import CellPart, MigrationPart
+from qemu_ring.migration import (
+    AbortRules,
+    AutoConverge,
+    DirtyLimit,
+    Fd,
+    MigrationPlan,
+    Multifd,
+    Postcopy,
+    Precopy,
+    Tcp,
+    Xbzrle,
+)
+
+__all__ = ["channel_of", "migration_plan"]
+
+
+def migration_plan(part: CellPart) -> MigrationPlan:
+    """What the cell asks for.
+
+    Raises:
+        UsageError: parts of it contradict each other.
+    """
+    wanted = part.migration
+    _require_needed(wanted)
+    return MigrationPlan(
+        kind=(
+            Postcopy(wanted.after_passes, wanted.preempt)
+            if wanted.kind == "postcopy"
+            else Precopy()
+        ),
+        channel=Tcp() if channel_of(part) == "tcp" else Fd(),
+        multifd=(
+            Multifd(wanted.multifd, wanted.compression, wanted.compression_level)
+            if wanted.multifd
+            else None
+        ),
+        xbzrle=None if wanted.xbzrle is None else Xbzrle(wanted.xbzrle),
+        throttle=_throttle(wanted),
+        zero_page=wanted.zero_page,
+        max_bandwidth=wanted.max_bandwidth,
+        downtime_limit=wanted.downtime_limit,
+        switchover_bandwidth=wanted.switchover_bandwidth,
+        switchover_ack=wanted.switchover_ack,
+        abort=AbortRules(
+            seconds=wanted.abort.seconds,
+            iterations=wanted.abort.iterations,
+            no_progress_iterations=wanted.abort.no_progress_iterations,
+        ),
+    )
+
+
+def channel_of(part: CellPart) -> str:
+    """The cell's channel, or the one that what it asks for takes."""
+    wanted = part.migration
+    several = wanted.multifd > 0 or wanted.preempt or part.network is not None
+    return wanted.channel or ("tcp" if several else "fd")
+
+
+def _require_needed(wanted: MigrationPart) -> None:
+    if wanted.compression != "none" and not wanted.multifd:
+        raise UsageError("compression needs multifd")
+    if wanted.compression_level is not None and wanted.compression == "none":
+        raise UsageError("compression-level needs compression")
+
+
+def _throttle(wanted: MigrationPart) -> AutoConverge | DirtyLimit | None:
+    if wanted.throttle == "auto-converge":
+        one = wanted.auto_converge
+        return AutoConverge(one.initial, one.increment, one.maximum, one.trigger_threshold)
+    if wanted.throttle == "dirty-limit":
+        other = wanted.dirty_limit
+        return DirtyLimit(other.vcpu_limit, other.period_seconds, other.trigger_threshold)
+    return None

@@ -1,0 +1,106 @@
+"""A cell's parameters as a flat table row: what results are grouped, plotted and joined by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qemu_ring.experiment.migrations import channel_of
+from qemu_ring.experiment.schema import CellPart
+from qemu_ring.guestfile import GuestDescription
+from qemu_ring.guestfile.plan import memory_sizes
+
+__all__ = ["Scalar", "flat_parameters", "named_by_parameters"]
+
+Scalar = str | int | float | bool | None
+
+_COVERED = {
+    "guest.tracking": "tracking",
+    "guest.flush-policy": "policy",
+    "guest.memory": "memory_bytes",
+    "guest.vcpus": "vcpus",
+    "guest.machine": "machine",
+    "guest.accelerator": "accelerator",
+    "migration.kind": "migration",
+    "migration.channel": "channel",
+    "migration.multifd": "multifd",
+    "migration.compression": "compression",
+    "migration.throttle": "throttle",
+    "migration.xbzrle": "xbzrle",
+    "migration.max-bandwidth": "max_bandwidth",
+    "migration.downtime-limit": "downtime_limit",
+    "network.bandwidth": "network.bandwidth",
+    "network.latency-seconds": "network.latency_seconds",
+    "network.loss-percent": "network.loss_percent",
+    "removals.every-seconds": "removals.every_seconds",
+    "qemu": "qemu",
+}
+"""Axes that have a column of their own."""
+
+
+def named_by_parameters(axis: str) -> str:
+    """The column that an axis varies."""
+    return _COVERED.get(axis, axis)
+
+
+def flat_parameters(
+    guest: GuestDescription, part: CellPart, axes: dict[str, str]
+) -> dict[str, Scalar]:
+    """Everything that says what a cell is: bytes, seconds, bytes a second, pages a second."""
+    migration, tracking = part.migration, guest.tracking
+    found: dict[str, Any] = {
+        "tracking": None if guest.accelerator != "kvm" else str(tracking or "bitmap"),
+        "ring_entries": None if tracking is None else tracking.ring_entries,
+        "policy": None if guest.flush_policy is None else guest.flush_policy.value,
+        "memory_bytes": sum(memory_sizes(guest).values()),
+        "vcpus": guest.vcpus,
+        "machine": guest.machine,
+        "accelerator": guest.accelerator,
+        **_workload(guest),
+        "migration": migration.kind,
+        "channel": channel_of(part),
+        "multifd": migration.multifd,
+        "compression": migration.compression,
+        "xbzrle": migration.xbzrle,
+        "throttle": migration.throttle,
+        "max_bandwidth": migration.max_bandwidth,
+        "downtime_limit": migration.downtime_limit,
+        "removals": part.removals is not None,
+        "qemu": None if part.qemu is None else str(part.qemu),
+    }
+    if part.removals is not None:
+        found["removals.every_seconds"] = part.removals.every_seconds
+    if part.network is not None:
+        found["network.bandwidth"] = part.network.bandwidth
+        found["network.latency_seconds"] = part.network.latency_seconds
+        found["network.loss_percent"] = part.network.loss_percent
+    found |= {key: label for key, label in axes.items() if _COVERED.get(key) not in found}
+    return found
+
+
+def _workload(guest: GuestDescription) -> dict[str, Any]:
+    """Pattern, and pages a second in all; None for as fast as the vCPUs can."""
+    if guest.workload is not None:
+        streams = guest.workload.streams
+        patterns = list(
+            dict.fromkeys(one.pattern.name.lower().replace("_", "-") for one in streams)
+        )
+        rates = [one.pages_per_second for one in streams if one.pattern.writes]
+        known = [rate for rate in rates if rate is not None]
+        return {
+            "workload": "+".join(patterns),
+            "workload.bytes": sum(
+                next(s.size for s in guest.slots if s.name == region.slot)
+                if region.slot is not None
+                else region.size or 0
+                for region in guest.workload.regions
+            ),
+            "workload.pages_per_second": sum(known) if len(known) == len(rates) else None,
+        }
+    linux = None if guest.linux is None else guest.linux.workload
+    if linux is not None:
+        return {
+            "workload": f"linux:{linux.pattern.value}",
+            "workload.bytes": linux.size,
+            "workload.pages_per_second": linux.pages_per_second,
+        }
+    return {"workload": "linux" if guest.linux is not None else "none"}

@@ -1,0 +1,99 @@
+"""What is kept of one run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import Enum
+from typing import Any, Final
+
+from qemu_ring.migration import Iteration, MigrationResult, Sample
+
+__all__ = ["RESULT_SCHEMA", "Status", "migration_record", "partial_record"]
+
+RESULT_SCHEMA: Final = {"name": "qemu-ring.result", "version": 1}
+MAX_LISTED: Final = 1000
+
+
+class Status(str, Enum):
+    """What became of a run."""
+
+    OK = "ok"
+    STALE = "stale"
+    """Completed, and the destination has pages of older content."""
+    TIMEOUT = "timeout"
+    """Killed at its time limit."""
+    NOT_CONVERGED = "not-converged"
+    """Given up by an abort rule."""
+    REFUSED = "refused"
+    """This host or this QEMU cannot do it."""
+    CRASHED = "crashed"
+    """Anything else; the error tells."""
+
+    __str__ = str.__str__
+
+
+def migration_record(
+    result: MigrationResult, samples: list[dict[str, Any]], *, verified: bool
+) -> dict[str, Any]:
+    """Of a migration that completed. Verification is not part of any of its times."""
+    downtime = result.downtime
+    return {
+        "seconds": result.seconds,
+        "downtime_seconds": downtime.switchover_seconds if verified else downtime.seconds,
+        "qemu_downtime_seconds": downtime.qemu_seconds,
+        # The guest stands still while its memory is compared, so it could not tell.
+        "guest_downtime_seconds": None if verified else downtime.guest_seconds,
+        "setup_seconds": result.totals.setup_seconds,
+        "bytes": result.totals.bytes_sent,
+        "totals": asdict(result.totals),
+        "iterations": [_iteration(one) for one in result.timeline.iterations],
+        "samples": samples,
+    }
+
+
+def partial_record(
+    iterations: list[Iteration], samples: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Of a migration that did not complete; None if it told nothing."""
+    if not iterations and not samples:
+        return None
+    return {
+        "seconds": None,
+        "downtime_seconds": None,
+        "qemu_downtime_seconds": None,
+        "guest_downtime_seconds": None,
+        "setup_seconds": None,
+        "bytes": samples[-1]["transferred"] if samples else 0,
+        "totals": None,
+        "iterations": [_iteration(one) for one in iterations],
+        "samples": samples,
+    }
+
+
+def sample_record(sample: Sample, ring_fill: int | None) -> dict[str, Any]:
+    """QEMU's figures at one moment, and the fullest ring's fill then."""
+    return {
+        "at_seconds": sample.seconds,
+        "iteration": sample.iteration,
+        "transferred": sample.transferred,
+        "remaining": sample.remaining,
+        "bandwidth": sample.bandwidth,
+        "dirty_rate": sample.dirty_rate,
+        "throttle": sample.throttle,
+        "ring_fill": ring_fill,
+    }
+
+
+def _iteration(one: Iteration) -> dict[str, Any]:
+    return {
+        "number": one.number,
+        "at_seconds": one.started,
+        "seconds": one.seconds,
+        "bytes": one.bytes_sent,
+        "dirty_rate": one.dirty_rate,
+        "bandwidth": one.bandwidth,
+        "remaining": one.remaining,
+        "expected_downtime_seconds": one.expected_downtime,
+        "ring_full_seconds": one.ring_full_seconds,
+        "throttle": one.throttle,
+    }

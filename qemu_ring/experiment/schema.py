@@ -1,0 +1,196 @@
+"""What can stand in an experiment. Descriptions of fields reach editors by JSON Schema."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from qemu_ring.guestfile import GuestDescription
+from qemu_ring.guestfile.fields import ExistingFile, Size
+from qemu_ring.migration import Compression, ZeroPage
+
+__all__ = [
+    "AbortPart",
+    "AutoConvergePart",
+    "CellPart",
+    "DirtyLimitPart",
+    "MigrationPart",
+    "NetworkPart",
+    "PlanPart",
+    "RemovalsPart",
+    "json_schema",
+]
+
+
+def _number(value: Any) -> Any:
+    """Strict floats take no whole numbers from YAML, but 5 is a fine number of seconds."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class AutoConvergePart(_Part):
+    """Throttling all vCPUs alike. All in percent."""
+
+    initial: int = Field(20, ge=1, le=99)
+    increment: int = Field(10, ge=1, le=99)
+    maximum: int = Field(99, ge=1, le=99)
+    trigger_threshold: int = Field(50, ge=1, le=100)
+    """Dirtied of sent bytes in a pass above which it throttles."""
+
+
+class DirtyLimitPart(_Part):
+    """Throttling the vCPUs that dirty much; needs the dirty ring."""
+
+    vcpu_limit: Size = 1 << 20
+    """Bytes a second that each vCPU may dirty; whole MiB."""
+    period_seconds: Number = Field(1.0, gt=0, le=1)
+    trigger_threshold: int = Field(50, ge=1, le=100)
+
+
+class AbortPart(_Part):
+    """When to give a migration up; it is then recorded as not converged."""
+
+    seconds: Number | None = Field(None, gt=0)
+    """Since its start."""
+    iterations: int | None = Field(None, ge=1)
+    """Passes over memory."""
+    no_progress_iterations: int | None = Field(None, ge=1)
+    """Passes in a row that began with no less to send than the best before them."""
+
+
+class MigrationPart(_Part):
+    """How the guest is migrated."""
+
+    kind: Literal["precopy", "postcopy"] = "precopy"
+    after_passes: int = Field(1, ge=1)
+    """For postcopy: passes of precopy before the switchover."""
+    preempt: bool = False
+    """For postcopy: a channel of its own for pages that the guest waits for."""
+    channel: Literal["fd", "tcp"] | None = None
+    """A socket pair, or TCP on this host; by default tcp where several connections are needed."""
+    multifd: int = Field(0, ge=0, le=255)
+    """Connections to send pages by; 0 does without multifd."""
+    compression: Compression = "none"
+    """Of multifd's pages."""
+    compression_level: int | None = None
+    xbzrle: Size | None = None
+    """Send differences; the cache's size, a power of two."""
+    zero_page: ZeroPage | None = None
+    """Who looks for zero pages."""
+    throttle: Literal["none", "auto-converge", "dirty-limit"] = "none"
+    auto_converge: AutoConvergePart = AutoConvergePart()
+    """For the throttle auto-converge."""
+    dirty_limit: DirtyLimitPart = DirtyLimitPart()
+    """For the throttle dirty-limit."""
+    max_bandwidth: Size | None = None
+    """Bytes a second; by default QEMU's own 128 MiB."""
+    downtime_limit: Number | None = Field(None, ge=0)
+    """Seconds that the guest may stand still; by default QEMU's own 0.3."""
+    switchover_bandwidth: Size | None = None
+    """Bytes a second that QEMU is to reckon with for the switchover."""
+    switchover_ack: bool = False
+    """Switch over only when the destination is ready."""
+    abort: AbortPart = AbortPart()
+
+
+class NetworkPart(_Part):
+    """Network conditions between the two QEMUs (netem); needs root."""
+
+    bandwidth: Size | None = None
+    """Bytes a second."""
+    latency_seconds: Number = Field(0.0, ge=0, le=10)
+    """One way."""
+    loss_percent: Number = Field(0.0, ge=0, lt=100)
+
+
+class RemovalsPart(_Part):
+    """Memslots removed and added again while the guest is migrated."""
+
+    slots: list[str] | None = Field(None, min_length=1)
+    """Those of the guest's slots to remove, in this order; by default all."""
+    every_seconds: Number = Field(0.05, ge=0, le=3600)
+    """Time between two cycles; 0 for as fast as the monitor takes it."""
+    away_seconds: Number = Field(0.0, ge=0, le=3600)
+    """Time for which they are away in each cycle."""
+    after_passes: int = Field(1, ge=0)
+    """Passes over memory before the first removal: pages not sent yet hide a loss."""
+
+
+class CellPart(_Part):
+    """One kind of run: everything that can be varied, but the guest."""
+
+    qemu: ExistingFile | None = None
+    """The QEMU; by default the one that `qemu-ring build` made, else the first on PATH."""
+    migration: MigrationPart = MigrationPart()
+    network: NetworkPart | None = None
+    removals: RemovalsPart | None = None
+    settle_seconds: Number = Field(1.0, ge=0, le=3600)
+    """How long the guest writes before it is migrated."""
+    verify: bool = True
+    """Compare all memory, byte for byte."""
+    time_limit: Number = Field(120.0, gt=0)
+    """Seconds that a run may take in all; then it is killed and recorded as a timeout."""
+
+
+class PlanPart(_Part):
+    """What is varied, how often, and in which order."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """By default the file's."""
+    description: str = ""
+    matrix: dict[str, Any] = Field(default_factory=dict)
+    """For each axis its values: a key such as guest.tracking and a list, or named variants."""
+    include: list[dict[str, Any]] = Field(default_factory=list)
+    """Further combinations: axes with their values, and other keys with theirs."""
+    exclude: list[dict[str, Any]] = Field(default_factory=list)
+    """Combinations to leave out: axes with a value, or a list of values."""
+    repeats: int = Field(5, ge=1, le=10_000)
+    """Measured runs of each combination."""
+    warm_up: int = Field(0, ge=0, le=1000)
+    """Runs of each combination before those, marked so that nothing counts them."""
+    seed: int = Field(1, ge=0)
+    """Of the workloads (the same in each repeat for all combinations), and of a random order."""
+    order: Literal["interleaved", "random", "sequential"] = "interleaved"
+    """Interleaved: every combination once, then every one again. Random: in an order of chance
+    each time."""
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of an experiment, for editors."""
+    definitions: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
+    for model in (PlanPart, CellPart, GuestDescription):
+        schema = model.model_json_schema()
+        definitions |= schema.pop("$defs", {})
+        if model is GuestDescription:
+            definitions[model.__name__] = schema
+        else:
+            properties |= schema["properties"]
+    guest = {"$ref": f"#/$defs/{GuestDescription.__name__}"}
+    properties["guest"] = {
+        "anyOf": [guest, {"type": "string"}],
+        "description": "The guest, as in a guest's YAML file; or the path of such a file.",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "qemu-ring experiment",
+        "type": "object",
+        "properties": properties,
+        "required": ["guest"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }

@@ -1,0 +1,66 @@
+"""Experiments that are run for real, by the command, as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "experiment"]
+OWNER_VARIABLE = "QEMU_RING_TEST_OWNER"  # set by the watch over what tests leave behind
+SMALL = """\
+name: small
+guest:
+  memory: 40 MiB
+  tracking: bitmap
+  workload:
+    regions: [{name: heap, address: 16 MiB, size: 16 MiB}]
+    streams: [{pattern: random, pages-per-second: 10000}]
+migration: {max-bandwidth: 500 MiB}
+settle-seconds: 0.05
+time-limit: 60
+"""
+
+Experiment = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    """Run `qemu-ring experiment ARGUMENTS` in the test's directory."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
+
+    return run
+
+
+def program(path: Path, text: str) -> Path:
+    """A shell script of that text."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def processes_with(mark: str) -> dict[int, str]:
+    """Command lines of all other processes that have NAME=VALUE in their environment."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                if state != "Z" and int(entry.name) != os.getpid():
+                    found[int(entry.name)] = line
+        except OSError:  # gone, or another user's
+            continue
+    return found

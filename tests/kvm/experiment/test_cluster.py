@@ -1,0 +1,237 @@
+"""An experiment on several Dask workers, some of which die."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qemu_ring.errors import ExitStatus, HostError, QemuRingError, UsageError
+from qemu_ring.experiment import (
+    Cell,
+    Results,
+    Run,
+    Store,
+    Watcher,
+    cluster_identity,
+    parse_experiment,
+    read_results,
+    run_on_cluster,
+)
+
+from .clusters import LocalCluster, is_running, kill, qemus_of
+from .conftest import COMMAND, SMALL, Experiment, program
+
+SECONDS = 60.0
+PLENTY = "KVM=1 MEMORY=1e9"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    with LocalCluster(folder) as found:
+        yield found
+
+
+class Noting(Watcher):
+    """How often each run began and ended."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[tuple[str, int]] = Counter()
+        self.over: Counter[tuple[str, int]] = Counter()
+
+    def started(self, cell: Cell, run: Run) -> None:
+        self.begun[run.key] += 1
+
+    def ended(self, cell: Cell, run: Run, record: dict[str, Any]) -> None:
+        self.over[run.key] += 1
+
+
+async def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def run_all(
+    text: str, directory: Path, cluster: LocalCluster, qemu: Path, watcher: Watcher | None = None
+) -> Results:
+    plan = parse_experiment(text)
+    identity = await cluster_identity(cluster.address, list(plan.cells), str(qemu))
+    with Store(directory) as store:
+        results = store.begin(plan, identity)
+        await run_on_cluster(
+            store, results, scheduler=cluster.address, qemu=identity, watcher=watcher
+        )
+    return read_results(directory)
+
+
+def keys(results: Results) -> list[tuple[str, int]]:
+    return sorted((one["cell"], one["repeat"]) for one in results.records)
+
+
+@pytest.mark.ring
+async def test_run_of_a_killed_worker_is_run_elsewhere_and_kept_once(
+    tmp_path: Path, qemu_path: Path, cluster: LocalCluster
+) -> None:
+    for name in ("first", "second", "third"):
+        cluster.worker(name, PLENTY)
+    victim = cluster.workers["second"]
+    text = SMALL.replace("settle-seconds: 0.05", "settle-seconds: 1") + "repeats: 8\n"
+    watcher = Noting()
+    task = asyncio.create_task(run_all(text, tmp_path / "r", cluster, qemu_path, watcher))
+    await until(lambda: task.done() or len(qemus_of(victim)) == 2)
+    guests = qemus_of(victim)
+    kill(victim)
+    assert guests, "it was killed in the middle of a run"
+    await until(lambda: not any(is_running(pid) for pid in guests))
+    results = await task
+    assert keys(results) == sorted(run.key for run in results.runs)
+    assert {one["status"] for one in results.records} == {"ok"}
+    again = [key for key, count in watcher.begun.items() if count > 1]
+    assert len(again) == 1, "one run was begun twice"
+    assert set(watcher.over.values()) == {1}
+    (record,) = [one for one in results.records if (one["cell"], one["repeat"]) == again[0]]
+    assert record["worker"]["name"] in ("first", "third")
+    assert {one["worker"]["name"] for one in results.records} >= {"first", "third"}
+
+
+@pytest.mark.ring
+async def test_killed_runner_leaves_no_guest_on_the_workers_and_resumes(
+    tmp_path: Path, qemu_path: Path, cluster: LocalCluster
+) -> None:
+    worker = cluster.worker("only", PLENTY)
+    (tmp_path / "e.yaml").write_text(
+        SMALL.replace("settle-seconds: 0.05", "settle-seconds: 30") + "repeats: 1\n"
+    )
+    command = [*COMMAND, "run", "e.yaml", "-o", "r", "--scheduler", cluster.address]
+    runner = await asyncio.create_subprocess_exec(
+        *command, "--qemu", qemu_path, cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    try:
+        await until(lambda: runner.returncode is not None or len(qemus_of(worker)) == 2)
+        guests = qemus_of(worker)
+        assert guests
+    finally:
+        runner.kill()
+        await runner.wait()
+    await until(lambda: not any(is_running(pid) for pid in guests))
+    assert worker.poll() is None
+    results = read_results(tmp_path / "r")
+    assert results.records == ()
+    assert len(results.left) == 1
+
+
+@pytest.mark.ring
+def test_command(
+    tmp_path: Path, qemu_path: Path, cluster: LocalCluster, experiment: Experiment
+) -> None:
+    cluster.worker("only", PLENTY)
+    (tmp_path / "e.yaml").write_text(SMALL + "repeats: 2\n")
+    where = ["--scheduler", cluster.address, "--qemu", str(qemu_path)]
+    done = experiment("run", "e.yaml", "-o", "r", *where)
+    assert done.returncode == ExitStatus.GOOD, done.stderr
+    assert len(read_results(tmp_path / "r").records) == 2
+    lines = (tmp_path / "r" / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "r" / "results.jsonl").write_bytes(lines[0])
+    done = experiment("resume", "r", *where)
+    assert done.returncode == ExitStatus.GOOD, done.stderr
+    assert "1 of 2 runs are done already" in done.stderr
+    assert len(read_results(tmp_path / "r").records) == 2
+
+
+async def test_what_no_worker_can_take_is_refused(tmp_path: Path, cluster: LocalCluster) -> None:
+    cluster.worker("small", "KVM=1 MEMORY=1e8")
+    qemu = program(tmp_path / "qemu", "exit 1")
+    results = await run_all(f"{SMALL}qemu: {qemu}\nrepeats: 1\n", tmp_path / "r", cluster, qemu)
+    (record,) = results.records
+    assert record["status"] == "refused"
+    assert "its guests need 208 MiB, and no worker declares more MEMORY than 95" in record["error"]
+
+
+async def test_worker_without_kvm_does_not_count(cluster: LocalCluster) -> None:
+    cluster.worker("other", "GPU=1")
+    cells = list(parse_experiment(SMALL).cells)
+    with pytest.raises(HostError, match="no worker that declares KVM; start some: dask worker"):
+        await cluster_identity(cluster.address, cells, None, patience=1.0)
+
+
+async def test_worker_with_another_qemu_refuses(
+    tmp_path: Path, qemu_path: Path, cluster: LocalCluster
+) -> None:
+    """Its results would not compare."""
+    cluster.worker("only", PLENTY)
+    plan = parse_experiment(SMALL + "repeats: 1\n")
+    identity = {"path": str(qemu_path), "sha256": "0" * 64, "version": "1"}
+    with Store(tmp_path / "r") as store:
+        results = store.begin(plan, identity)
+        await run_on_cluster(store, results, scheduler=cluster.address, qemu=identity)
+    (record,) = read_results(tmp_path / "r").records
+    assert record["status"] == "refused"
+    assert record["error"].endswith("is not the QEMU of the results")
+
+
+async def test_qemu_that_the_worker_lacks(cluster: LocalCluster) -> None:
+    cluster.worker("only", PLENTY)
+    cells = list(parse_experiment(SMALL).cells)
+    with pytest.raises(QemuRingError, match=r"/no/such does not exist") as caught:
+        await cluster_identity(cluster.address, cells, "/no/such")
+    assert caught.value.exit_status is ExitStatus.USAGE
+
+
+async def test_all_workers_gone(tmp_path: Path, cluster: LocalCluster) -> None:
+    worker = cluster.worker("only", PLENTY)
+    qemu = program(tmp_path / "qemu", "exec sleep 60")
+    plan = parse_experiment(f"{SMALL}qemu: {qemu}\nrepeats: 1\n")
+    watcher = Noting()
+    with Store(tmp_path / "r") as store:
+        task = asyncio.create_task(
+            run_on_cluster(
+                store,
+                store.begin(plan, None),
+                scheduler=cluster.address,
+                qemu=None,
+                watcher=watcher,
+                patience=10.0,
+            )
+        )
+        await until(lambda: task.done() or watcher.begun)
+        kill(worker)
+        with pytest.raises(QemuRingError, match="all workers that declare KVM are gone"):
+            await asyncio.wait_for(task, SECONDS)
+    assert read_results(tmp_path / "r").records == ()
+
+
+async def test_scheduler_gone(tmp_path: Path, cluster: LocalCluster) -> None:
+    cluster.worker("only", PLENTY)
+    qemu = program(tmp_path / "qemu", "exec sleep 60")
+    text, watcher = f"{SMALL}qemu: {qemu}\nrepeats: 1\n", Noting()
+    task = asyncio.create_task(run_all(text, tmp_path / "r", cluster, qemu, watcher))
+    await until(lambda: task.done() or watcher.begun)
+    kill(cluster.scheduler)
+    with pytest.raises(QemuRingError, match=r"scheduler at tcp://.* is gone; start it, then"):
+        await asyncio.wait_for(task, SECONDS)
+    assert read_results(tmp_path / "r").records == ()
+
+
+async def test_no_scheduler() -> None:
+    cells = list(parse_experiment(SMALL).cells)
+    for address in ("tcp://127.0.0.1:9", "nonsense://x"):
+        with pytest.raises(UsageError, match=f"no Dask scheduler answers at {address}"):
+            await cluster_identity(address, cells, None)
+
+
+def test_this_hosts_budget_and_a_cluster(tmp_path: Path, experiment: Experiment) -> None:
+    (tmp_path / "e.yaml").write_text(SMALL)
+    done = experiment("run", "e.yaml", "--scheduler", "tcp://127.0.0.1:9", "--cpus", "1")
+    assert (done.returncode, done.stdout) == (ExitStatus.USAGE, "")
+    assert done.stderr.startswith("qemu-ring: --cpus and --memory are for this host alone;")
+    assert list(tmp_path.iterdir()) == [tmp_path / "e.yaml"]

@@ -1,0 +1,59 @@
+"""kill -9 of the runner, and on from there. (`kills.py` does it at length.)"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.errors import ExitStatus
+from qemu_ring.experiment import read_results
+
+from .clusters import qemus_of
+from .conftest import COMMAND, SMALL
+from .kills import Killer
+
+KILLS = 3
+
+
+@pytest.mark.ring
+def test_killed_runner_resumes_to_the_same_results(tmp_path: Path, qemu_path: Path) -> None:
+    killer = Killer(tmp_path, qemu_path, cells=4)
+    seconds = killer.undisturbed()
+    dice = random.Random()
+    moments = [dice.uniform(0.2, 0.6) * seconds for _ in range(KILLS)]
+    trial = killer.trial(moments)
+    assert trial.wrong == [], moments
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, ExitStatus.INTERRUPTED), (signal.SIGTERM, ExitStatus.TERMINATED)],
+)
+def test_ended_by_a_signal(
+    tmp_path: Path, qemu_path: Path, number: signal.Signals, status: ExitStatus
+) -> None:
+    """Everything started is stopped; what was under way has no record, and is left to do."""
+    long = SMALL.replace("settle-seconds: 0.05", "settle-seconds: 50")
+    (tmp_path / "e.yaml").write_text(f"{long}repeats: 1\n")
+    runner = subprocess.Popen(
+        [*COMMAND, "run", tmp_path / "e.yaml", "-o", tmp_path / "r", "--qemu", qemu_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(qemus_of(runner)) < 2:
+        assert runner.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    runner.send_signal(number)
+    out, err = runner.communicate(timeout=30)
+    assert (runner.returncode, out) == (status, "")
+    assert err == f"qemu-ring: ended by {number.name}; everything started was stopped\n"
+    assert len(read_results(tmp_path / "r").left) == 1

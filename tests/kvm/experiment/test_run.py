@@ -1,0 +1,224 @@
+"""Whole experiments: each status comes about, is recorded as what it is, and the rest goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.errors import ExitStatus
+from qemu_ring.experiment import read, read_results
+
+from .conftest import OWNER_VARIABLE, SMALL, Experiment, processes_with, program
+
+OUTCOMES = """
+matrix:
+  case:
+    fine: {migration.kind: precopy}
+    late: {settle-seconds: 60, time-limit: 6}
+    hopeless: {migration.max-bandwidth: 1 MiB, migration.abort: {seconds: 0.5}}
+    too-large: {guest.memory: 64 TiB}
+    dies: {qemu: DIES, settle-seconds: 3}
+    fine-too: {migration.multifd: 2}
+repeats: 1
+"""
+MEDDLED_PAGE = 9000  # of RAM, which the guest does not write
+REMOVALS = """\
+name: removals
+guest:
+  memory: 48 MiB
+  tracking: ring:4096
+  flush-policy: quiesce
+  slots:
+    - {name: slot, size: 128 MiB, address: 1 GiB}
+    - {name: helper, size: 2 MiB, address: 2 GiB}
+  workload:
+    regions: [{name: slot, slot: slot}]
+    streams: [{pattern: loop, pages-per-second: 20000}]
+migration: {max-bandwidth: 100 MiB, downtime-limit: 0.05, abort: {seconds: 30}}
+removals: {every-seconds: 0}
+settle-seconds: 0.2
+time-limit: 60
+repeats: 1
+"""
+
+
+@pytest.mark.ring
+def test_every_outcome_is_told_and_the_rest_goes_on(
+    tmp_path: Path, qemu_path: Path, experiment: Experiment
+) -> None:
+    kill = "(sleep 1; kill -9 $$) >/dev/null 2>&1 &"
+    dies = program(
+        tmp_path / "dies",
+        f'case "$*" in *"-incoming defer"*) {kill} esac\nexec {qemu_path} "$@"',
+    )
+    text = SMALL + OUTCOMES.replace("DIES", str(dies))
+    (tmp_path / "e.yaml").write_text(text)
+    done = experiment("run", "e.yaml", "-o", "r", "--qemu", qemu_path, "--json")
+    assert done.returncode == ExitStatus.FAILED, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["statuses"] == {
+        "ok": 2,
+        "timeout": 1,
+        "not-converged": 1,
+        "refused": 1,
+        "crashed": 1,
+    }
+    results = read_results(tmp_path / "r")
+    assert results.left == []
+    found = {results.cells[one["cell"]].axes["case"]: one for one in results.records}
+    assert {case: one["status"] for case, one in found.items()} == {
+        "fine": "ok",
+        "late": "timeout",
+        "hopeless": "not-converged",
+        "too-large": "refused",
+        "dies": "crashed",
+        "fine-too": "ok",
+    }
+    assert found["late"]["error"] == "not over within 6 s"
+    assert 6 <= found["late"]["wall_seconds"] < 20
+    assert "it took longer than 0.5 s" in found["hopeless"]["error"]
+    assert found["hopeless"]["migration"]["samples"], "what it did until then is kept"
+    assert "a guest of 67108864 MiB and the one it is migrated to" in found["too-large"]["error"]
+    assert "SIGKILL" in found["dies"]["error"]
+    assert found["fine"]["stale_pages"] == 0
+    assert found["fine"]["pages_written"] > 0
+    assert [line for line in done.stderr.splitlines() if "6/6" in line]
+
+
+@pytest.mark.ring
+def test_provenance_is_complete(tmp_path: Path, qemu_path: Path, experiment: Experiment) -> None:
+    (tmp_path / "e.yaml").write_text(SMALL + "repeats: 1\n")
+    done = experiment("run", "e.yaml", "-o", "r", "--qemu", qemu_path)
+    assert done.returncode == ExitStatus.GOOD, done.stderr
+    (record,) = read_results(tmp_path / "r").records
+    told = record["provenance"]
+    assert told["host"]["kernel"] == os.uname().release
+    assert told["kvm"]["dirty_ring_max_bytes"] > 0
+    assert told["qemu"]["path"] == str(qemu_path)
+    assert len(told["qemu"]["sha256"]) == 64
+    assert {"qemu-ring", "qemu.qmp", "python"} <= told["versions"].keys()
+    source, destination = told["command_lines"]
+    assert "-incoming" not in source
+    assert "-incoming defer" in destination
+    frame = read(tmp_path / "r")
+    assert list(frame["status"]) == ["ok"]
+
+
+@pytest.mark.ring
+def test_stale_memory_is_found(tmp_path: Path, qemu_path: Path, experiment: Experiment) -> None:
+    """A byte that the source does not have is put into the destination's memory."""
+    (tmp_path / "e.yaml").write_text(SMALL.replace("500 MiB", "60 MiB") + "repeats: 1\n")
+    over = threading.Event()
+    meddler = threading.Thread(target=_meddle, args=(os.environ[OWNER_VARIABLE], over))
+    meddler.start()
+    try:
+        done = experiment("run", "e.yaml", "-o", "r", "--qemu", qemu_path, "--json")
+    finally:
+        over.set()
+        meddler.join()
+    assert done.returncode == ExitStatus.BAD, done.stderr
+    (record,) = read_results(tmp_path / "r").records
+    assert record["status"] == "stale"
+    assert record["error"] == "1 stale pages at the destination"
+    assert record["stale_pages"] == 1
+    assert record["stale"] == [{"block": "ram", "page": MEDDLED_PAGE}]
+    assert json.loads(done.stdout)["cells"][0]["stale_pages"] == 1
+
+
+def _meddle(owner: str, over: threading.Event) -> None:
+    """Find the waiting QEMU's memory, and write one byte into it, over and over."""
+    with ExitStack() as stack:
+        memory: list[int] = []
+        while not over.wait(0.002):
+            if not memory:
+                memory = [_opened(link, stack) for link in _memory_of_waiting(owner)]
+            for fd in memory:
+                os.pwrite(fd, b"!", MEDDLED_PAGE * 4096)
+
+
+def _opened(link: Path, stack: ExitStack) -> int:
+    return stack.enter_context(link.open("r+b", buffering=0)).fileno()
+
+
+def _memory_of_waiting(owner: str) -> list[Path]:
+    for pid, line in processes_with(f"{OWNER_VARIABLE}={owner}").items():
+        if "-incoming defer" in line and "-machine pc" in line:
+            with suppress(OSError):  # it is gone
+                links = Path(f"/proc/{pid}/fd").iterdir()
+                return [one for one in links if "memfd:qemu-ring:ram" in str(one.readlink())]
+    return []
+
+
+@pytest.mark.ring
+def test_memslots_are_removed_while_a_guest_is_migrated(
+    tmp_path: Path, patched_qemu: Path, experiment: Experiment
+) -> None:
+    (tmp_path / "e.yaml").write_text(REMOVALS)
+    done = experiment("run", "e.yaml", "-o", "r", "--qemu", patched_qemu)
+    assert done.returncode == ExitStatus.GOOD, done.stderr
+    (record,) = read_results(tmp_path / "r").records
+    removals, migration = record["removals"], record["migration"]
+    assert removals
+    assert all(one["count"] == 2 and one["shape"] == "pci" for one in removals)
+    first = migration["iterations"][0]
+    times = [one["at_seconds"] for one in removals]
+    assert times == sorted(times)
+    assert times[0] >= first["at_seconds"] + first["seconds"], "not before a pass is over"
+    assert times[-1] <= migration["seconds"]
+    assert record["flush"]["policy"] == "quiesce"
+    (counters,) = [one for one in record["flush"]["stats"] if one["policy"] == "quiesce"]
+    assert counters["removals"] >= 2 * len(removals)
+    assert record["rings"][0]["reaped"] > 0
+    assert any(one["ring_fill"] is not None for one in migration["samples"])
+
+
+@pytest.mark.ring
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU only")
+def test_runs_side_by_side(tmp_path: Path, qemu_path: Path, experiment: Experiment) -> None:
+    """As many as the memory allows, and CPUs are not shared: here one after the other."""
+    (tmp_path / "e.yaml").write_text(f"{SMALL}repeats: 3\n")
+    arguments = ["run", "e.yaml", "--qemu", qemu_path, "--cpus", 2]
+    done = experiment(*map(str, arguments), "-o", "enough", "--memory", "1G")
+    assert done.returncode == ExitStatus.GOOD, done.stderr
+    assert len(read_results(tmp_path / "enough").records) == 3
+    done = experiment(*map(str, arguments), "-o", "little", "--memory", "100M")
+    assert done.returncode == ExitStatus.FAILED
+    records = read_results(tmp_path / "little").records
+    assert Counter(one["status"] for one in records) == {"refused": 3}
+    assert "and the budget is 100 MiB" in records[0]["error"]
+
+
+def _why_no_netem() -> str | None:
+    """Ask the kernel, in a process of its own, for a namespace cannot be left."""
+    script = (
+        "from qemu_ring.experiment.network import enter_network;"
+        "from qemu_ring.experiment.schema import NetworkPart;"
+        "enter_network(NetworkPart(latency_seconds=0.001))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    return None if done.returncode == 0 else "netem needs root, iproute2 and sch_netem"
+
+
+@pytest.mark.kvm
+def test_network_conditions(tmp_path: Path, qemu_path: Path, experiment: Experiment) -> None:
+    """A narrow, slow link makes a migration as slow as it says; another is not touched."""
+    (tmp_path / "e.yaml").write_text(
+        SMALL + "network: {bandwidth: 8 MiB, latency-seconds: 0.02}\nrepeats: 1\n"
+    )
+    done = experiment("run", "e.yaml", "-o", "r", "--qemu", qemu_path)
+    (record,) = read_results(tmp_path / "r").records
+    why = _why_no_netem()
+    if why is not None:  # told as what it is, then
+        assert done.returncode == ExitStatus.FAILED
+        assert record["status"] == "refused"
+        pytest.skip(why)
+    assert record["status"] == "ok", record["error"]
+    assert record["migration"]["bytes"] / record["migration"]["seconds"] < 1.1 * (8 << 20)

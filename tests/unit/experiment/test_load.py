@@ -1,0 +1,268 @@
+"""Experiments in YAML: what they mean, and how mistakes in them are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from qemu_ring.errors import ExitStatus, UsageError
+from qemu_ring.experiment import (
+    ExperimentFileError,
+    ExperimentPlan,
+    json_schema,
+    load_experiment,
+    parse_experiment,
+)
+
+from .conftest import EXPERIMENT
+
+FOLDER = Path(__file__).resolve().parents[3] / "experiments"
+EXAMPLES = sorted(FOLDER.glob("*.yaml"))
+MATRIX = EXPERIMENT[EXPERIMENT.index("matrix:") :]
+
+
+def with_matrix(text: str) -> str:
+    return EXPERIMENT.replace(MATRIX, text)
+
+
+def names(text: str) -> list[str]:
+    return [cell.name for cell in parse_experiment(text).cells]
+
+
+def problems(text: str) -> tuple[str, ...]:
+    with pytest.raises(ExperimentFileError) as caught:
+        parse_experiment(text, name="e.yaml")
+    assert caught.value.exit_status is ExitStatus.USAGE
+    return caught.value.problems
+
+
+def test_cells(plan: ExperimentPlan) -> None:
+    assert [cell.name for cell in plan.cells] == ["tracking=bitmap", "tracking=ring:4096"]
+    bitmap, ring = (cell.parameters for cell in plan.cells)
+    assert (bitmap["ring_entries"], ring["ring_entries"]) == (None, 4096)
+    differing = {key for key in ring if ring[key] != bitmap[key]}
+    assert differing == {"tracking", "ring_entries"}
+    assert ring["memory_bytes"] == 64 << 20
+    assert ring["max_bandwidth"] == 500 << 20
+    assert ring["workload.pages_per_second"] == 1000
+    assert ring["channel"] == "fd"
+
+
+def test_ids_depend_on_what_is_run_alone(plan: ExperimentPlan, tmp_path: Path) -> None:
+    again = parse_experiment(EXPERIMENT.replace("name: small", "name: other"), directory=tmp_path)
+    assert [cell.id for cell in again.cells] == [cell.id for cell in plan.cells]
+    other = parse_experiment(EXPERIMENT.replace("500 MiB", "501 MiB"))
+    assert not {cell.id for cell in other.cells} & {cell.id for cell in plan.cells}
+
+
+def test_axes_multiply() -> None:
+    text = with_matrix("""\
+matrix:
+  guest.tracking: [bitmap, ring:4096]
+  migration.kind: [precopy, postcopy]
+  throttling:
+    none: {migration.throttle: none}
+    auto-converge: {migration.throttle: auto-converge, migration.max-bandwidth: 1 GiB}
+exclude:
+  - {migration.kind: postcopy, throttling: auto-converge}
+  - {guest.tracking: bitmap, migration.kind: [postcopy]}
+include:
+  - {guest.tracking: ring:8192}
+""")
+    plan = parse_experiment(text)
+    assert [cell.name for cell in plan.cells] == [
+        "tracking=bitmap, migration=precopy, throttling=none",
+        "tracking=bitmap, migration=precopy, throttling=auto-converge",
+        "tracking=ring:4096, migration=precopy, throttling=none",
+        "tracking=ring:4096, migration=precopy, throttling=auto-converge",
+        "tracking=ring:4096, migration=postcopy, throttling=none",
+        "tracking=ring:8192",
+    ]
+    assert plan.cells[1].parameters["max_bandwidth"] == 1 << 30
+    assert plan.cells[1].parameters["throttling"] == "auto-converge"
+    assert plan.cells[5].parameters["migration"] == "precopy"
+
+
+def test_named_values() -> None:
+    text = with_matrix("""\
+matrix:
+  guest.workload.streams:
+    slow: [{pattern: loop, pages-per-second: 10}]
+    fast: [{pattern: loop}]
+""")
+    plan = parse_experiment(text)
+    assert [cell.name for cell in plan.cells] == ["streams=slow", "streams=fast"]
+    rates = [cell.parameters["workload.pages_per_second"] for cell in plan.cells]
+    assert rates == [10, None]
+
+
+def test_element_of_a_list() -> None:
+    rate = "guest.workload.streams[0].pages-per-second"
+    plan = parse_experiment(with_matrix(f"matrix:\n  {rate}: [10, 20]\n"))
+    assert [cell.parameters["workload.pages_per_second"] for cell in plan.cells] == [10, 20]
+
+
+def test_without_a_matrix() -> None:
+    assert names(with_matrix("")) == ["all"]
+
+
+def test_only_included() -> None:
+    assert names(with_matrix("include: [{guest.tracking: ring:8192}]")) == ["tracking=ring:8192"]
+
+
+def test_guest_from_a_file(tmp_path: Path) -> None:
+    guest = yaml.safe_load(EXPERIMENT)["guest"]
+    (tmp_path / "g.yaml").write_text(yaml.safe_dump(guest))
+    inline = EXPERIMENT[EXPERIMENT.index("guest:") : EXPERIMENT.index("migration:")]
+    (tmp_path / "e.yaml").write_text(EXPERIMENT.replace(inline, "guest: g.yaml\n"))
+    plan = load_experiment(tmp_path / "e.yaml")
+    assert [cell.name for cell in plan.cells] == ["tracking=bitmap", "tracking=ring:4096"]
+    (tmp_path / "g.yaml").write_text("memory: 64 MiB\nvcpus: 0\n")
+    with pytest.raises(ExperimentFileError) as caught:
+        load_experiment(tmp_path / "e.yaml")
+    assert caught.value.problems[0].startswith("g.yaml:2: guest.vcpus: must be greater")
+    (tmp_path / "g.yaml").unlink()
+    with pytest.raises(ExperimentFileError, match=r"e.yaml:2: guest: g.yaml: No such file"):
+        load_experiment(tmp_path / "e.yaml")
+
+
+MISTAKES = [
+    ("repeats: 3", "repeat: 3", "e.yaml:14: repeat: unknown key; known: name, "),
+    ("repeats: 3", "repeats: 0", "e.yaml:14: repeats: must be greater than or equal to 1, not 0"),
+    ("repeats: 3", "time-limit: 0", "e.yaml:14: time-limit: must be greater than 0"),
+    ("repeats: 3", "exclude: [{guest.vcpus: 1}]", "e.yaml:14: exclude[0].guest.vcpus: is no axis"),
+    ("repeats: 3", "exclude: [{}]", "e.yaml:14: exclude[0]: would exclude everything"),
+    (
+        "repeats: 3",
+        "exclude: [{guest.tracking: ring:1}]",
+        "e.yaml:14: exclude[0].guest.tracking: 'ring:1' is none of the axis' values: bitmap, ",
+    ),
+    (
+        "repeats: 3",
+        "exclude: [{guest.tracking: [bitmap, ring:4096]}]",
+        "e.yaml:14: exclude: leaves nothing to run",
+    ),
+    (
+        "repeats: 3",
+        "exclude: [{guest.tracking: bitmap}, {guest.tracking: bitmap}]\nx: 1",
+        "e.yaml:15: x: unknown key",
+    ),
+    ("repeats: 3", "include: [{guest.tracking: bitmap}]", "e.yaml:14: include[0]: tracking=bitmap"),
+    ("repeats: 3", "include: [{foo: 1}]", "e.yaml:14: include[0].foo: foo is no key of the exp"),
+    ("[bitmap, ring:4096]", "[]", "e.yaml:13: matrix.guest.tracking: needs a list of values"),
+    ("[bitmap, ring:4096]", "[{}]", "e.yaml:13: matrix.guest.tracking[0]: such a value needs a"),
+    ("[bitmap, ring:4096]", "[a, a]", "e.yaml:13: matrix.guest.tracking[1]: a is there twice"),
+    (
+        "[bitmap, ring:4096]",
+        "\n    - bitmap\n    - ring:4095",
+        "e.yaml:15: guest.tracking: ring size 4095 is no power of two",
+    ),
+    ("guest.tracking:", "gest.tracking:", "e.yaml:13: matrix.gest.tracking: gest.tracking is no"),
+    (
+        "guest.tracking: [bitmap, ring:4096]",
+        "guest.slots[2].size: [1]",
+        "e.yaml:13: matrix.guest.slots[2].size[0]: there is no guest.slots[2]",
+    ),
+    (
+        "guest.tracking: [bitmap, ring:4096]",
+        "own: {a: {guest.vcpu: 1}}",
+        "e.yaml:13: guest.vcpu: unknown key; known: memory, ",
+    ),
+    ("guest.tracking: [bitmap, ring:4096]", "own: {a: 1}", "e.yaml:13: matrix.own.a: a variant is"),
+    ("random", "lop", 'e.yaml:9: guest.workload.streams[0].pattern: unknown pattern "lop"'),
+    ("500 MiB", "fast", "e.yaml:11: migration.max-bandwidth: 'fast' is no size"),
+    ("max-bandwidth: 500 MiB", "kind: fast", "e.yaml:11: migration.kind: must be 'precopy' or"),
+    (
+        "max-bandwidth: 500 MiB",
+        "compression: zstd",
+        "e.yaml:10: migration: compression needs multifd",
+    ),
+    (
+        "max-bandwidth: 500 MiB",
+        "throttle: dirty-limit",
+        "e.yaml:11: migration.throttle: dirty-limit needs guest.tracking ring:SIZE",
+    ),
+    (
+        "repeats: 3",
+        "removals: {slots: [a]}",
+        "e.yaml:14: removals: the guest has no slots (guest.slots) (in tracking=bitmap)",
+    ),
+    (
+        "max-bandwidth: 500 MiB",
+        "channel: fd\nnetwork: {latency-seconds: 1}",
+        "e.yaml:11: migration.channel: network conditions need the channel tcp",
+    ),
+    ("memory: 64 MiB", "memory: 24 MiB", "e.yaml:7: guest.workload.regions[0]: it is not all in"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), MISTAKES)
+def test_mistake(old: str, new: str, message: str) -> None:
+    assert old in EXPERIMENT
+    assert problems(EXPERIMENT.replace(old, new))[0].startswith(message)
+
+
+def test_all_mistakes_at_once() -> None:
+    found = problems(EXPERIMENT.replace("random", "lop").replace("500 MiB", "fast"))
+    assert [line.split(": ")[0] for line in found] == ["e.yaml:9", "e.yaml:11"]
+
+
+def test_an_exclusion_without_effect() -> None:
+    text = with_matrix("""\
+matrix: {guest.tracking: [bitmap, ring:4096], migration.kind: [precopy, postcopy]}
+exclude:
+  - {guest.tracking: bitmap}
+  - {guest.tracking: bitmap, migration.kind: postcopy}
+  - {guest.tracking: ring:4096, migration.kind: postcopy}
+""")
+    assert names(text) == ["tracking=ring:4096, migration=precopy"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "e.yaml:1: an experiment is a mapping"),
+        ("a: [", "e.yaml:1: no YAML"),
+        ("guest: 5", "e.yaml:1: guest: must be a mapping, or the path of a file"),
+        ("name: a", "e.yaml:1: guest: is missing"),
+        ("guest: {}", "e.yaml:1: guest.memory: is missing"),
+    ],
+)
+def test_no_experiment(text: str, message: str) -> None:
+    assert problems(text)[0].startswith(message)
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        load_experiment(tmp_path / "none.yaml")
+
+
+def test_schema_accepts_what_is_accepted() -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(yaml.safe_load(EXPERIMENT), schema)
+    for old, new in (("random", "lop"), ("repeats: 3", "repeat: 3"), ("500 MiB", "fast")):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(yaml.safe_load(EXPERIMENT.replace(old, new)), schema)
+
+
+def test_published_schema_is_up_to_date() -> None:
+    """Made by `qemu-ring experiment plan --schema`."""
+    assert json.loads((FOLDER / "experiment.schema.json").read_text()) == json_schema()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path: Path) -> None:
+    plan = load_experiment(path)
+    assert plan.name == path.stem
+    assert plan.description
+    assert "$schema=experiment.schema.json" in plan.source
+    jsonschema.validate(yaml.safe_load(plan.source), json_schema())
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 5

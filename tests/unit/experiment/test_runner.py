@@ -1,0 +1,121 @@
+"""The runner without a QEMU: failures are recorded, the rest goes on, a budget is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qemu_ring.errors import QemuRingError, UsageError
+from qemu_ring.experiment import (
+    Budget,
+    Cell,
+    Run,
+    Store,
+    Watcher,
+    parse_experiment,
+    qemu_identity,
+    read_results,
+    run_experiment,
+)
+
+from .conftest import EXPERIMENT
+
+MATRIX = EXPERIMENT[EXPERIMENT.index("matrix:") :]
+
+
+class Counting(Watcher):
+    """How many runs there are at a time."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.statuses: list[str] = []
+
+    def started(self, cell: Cell, run: Run) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+
+    def ended(self, cell: Cell, run: Run, record: dict[str, Any]) -> None:
+        self.now -= 1
+        self.statuses.append(record["status"])
+
+
+def program(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+async def run_all(text: str, directory: Path, **options: Any) -> Counting:
+    plan, watcher = parse_experiment(text), Counting()
+    with Store(directory) as store:
+        results = store.begin(plan, None)
+        await run_experiment(store, results, qemu=None, watcher=watcher, **options)
+    return watcher
+
+
+async def test_each_failure_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    fails = program(tmp_path / "fails", "echo broken to bits >&2; exit 3")
+    hangs = program(tmp_path / "hangs", "exec sleep 60")
+    kills = program(tmp_path / "kills", 'kill -9 "$PPID"')
+    matrix = f"matrix: {{qemu: [{fails}, {hangs}, {kills}]}}\ntime-limit: 8\nrepeats: 1\n"
+    await run_all(EXPERIMENT.replace(MATRIX, matrix), tmp_path / "r")
+    results = read_results(tmp_path / "r")
+    first, second, third = results.records
+    assert first["status"] == "refused"
+    assert "broken to bits" in first["error"]
+    assert second["status"] == "timeout"
+    assert second["error"] == "not over within 8 s"
+    assert third["status"] == "crashed"
+    assert third["error"].startswith("its process ended: killed by SIGKILL")
+    assert not results.left
+
+
+async def test_a_refusal_is_recorded(tmp_path: Path) -> None:
+    text = EXPERIMENT.replace("64 MiB", "200 TiB").replace("repeats: 3", "repeats: 1")
+    qemu = program(tmp_path / "qemu", "exit 1")
+    watcher = await run_all(f"{text}qemu: {qemu}\n", tmp_path / "r", budget=Budget(1, 1 << 30))
+    assert watcher.statuses == ["refused", "refused"]
+    records = read_results(tmp_path / "r").records
+    assert all("and the budget is 1024 MiB" in record["error"] for record in records)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU only")
+async def test_runs_side_by_side_keep_to_the_budget(tmp_path: Path) -> None:
+    slow = program(tmp_path / "slow", "sleep 0.3; exit 3")
+    text = f"{EXPERIMENT}qemu: {slow}\n"
+    cell_bytes = 2 * (128 << 20)
+    alone = await run_all(text, tmp_path / "1")
+    assert alone.most == 1
+    watcher = await run_all(text, tmp_path / "2", budget=Budget(2, 4 * cell_bytes))
+    assert watcher.most == 1, "each takes two CPUs"
+    assert len(watcher.statuses) == 6
+
+
+def test_budget_of_cpus_that_are_not_there() -> None:
+    with pytest.raises(UsageError, match="CPUs cannot be"):
+        Budget(10_000, 1)
+
+
+async def test_cancelled_runs_leave_no_record(tmp_path: Path) -> None:
+    hangs = program(tmp_path / "hangs", "exec sleep 60")
+    task = asyncio.create_task(run_all(f"{EXPERIMENT}qemu: {hangs}\n", tmp_path / "r"))
+    started = time.monotonic()
+    while not (tmp_path / "r" / "experiment.json").exists():
+        await asyncio.sleep(0.01)
+        assert time.monotonic() - started < 10
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert read_results(tmp_path / "r").records == ()
+    assert time.monotonic() - started < 20
+
+
+async def test_identity_of_a_program_that_is_no_qemu(tmp_path: Path) -> None:
+    cells = list(parse_experiment(EXPERIMENT).cells)
+    with pytest.raises(QemuRingError):
+        await qemu_identity(cells, program(tmp_path / "qemu", "exit 1"))

@@ -1,0 +1,178 @@
+"""Results on disk: whole or not there, whatever happens; and still readable later."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.experiment import (
+    ExperimentPlan,
+    Store,
+    StoreError,
+    parse_experiment,
+    read_results,
+    rows,
+)
+
+from .conftest import EXPERIMENT, Write, outcomes
+
+YESTERDAY = Path(__file__).parent / "data" / "v1"
+QEMU = {"path": "/usr/bin/qemu", "sha256": "1" * 64, "version": "1"}
+
+
+def test_round_trip(tmp_path: Path, plan: ExperimentPlan, write: Write) -> None:
+    write(tmp_path / "r", plan, {"tracking=bitmap": outcomes(1, 2)})
+    results = read_results(tmp_path / "r")
+    assert list(results.cells.values()) == list(plan.cells)
+    assert list(results.runs) == plan.runs
+    assert [(one["cell"], one["repeat"]) for one in results.records] == [
+        (plan.cells[0].id, 0),
+        (plan.cells[0].id, 1),
+    ]
+    assert [run.key for run in results.left] == [
+        run.key for run in plan.runs if (run.cell, run.repeat >= 2) != (plan.cells[0].id, False)
+    ]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 40, -1])
+def test_torn_last_line(tmp_path: Path, plan: ExperimentPlan, write: Write, keep: int) -> None:
+    """Whatever is left of a line that a crash tore is ignored, and gone after a resume."""
+    write(tmp_path, plan, {"tracking=bitmap": outcomes(1, 3)})
+    path = tmp_path / "results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    torn = lines[2][:keep]
+    path.write_bytes(b"".join(lines[:2]) + torn)
+    assert len(read_results(tmp_path).records) == 2
+    with Store(tmp_path) as store:
+        results = store.begin(plan, None)
+        assert path.read_bytes() == b"".join(lines[:2])
+        assert (plan.cells[0].id, 2) in {run.key for run in results.left}
+        store.append(json.loads(lines[2]))
+    assert path.read_bytes() == b"".join(lines)
+
+
+def test_damage_in_the_middle_is_told(tmp_path: Path, plan: ExperimentPlan, write: Write) -> None:
+    write(tmp_path, plan, {"tracking=bitmap": outcomes(1, 3)})
+    path = tmp_path / "results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1][:20] + b"\n" + lines[2])
+    with pytest.raises(StoreError, match=r"results.jsonl:2 is damaged"):
+        read_results(tmp_path)
+
+
+def test_one_writer_at_a_time(tmp_path: Path, plan: ExperimentPlan) -> None:
+    with Store(tmp_path) as store:
+        store.begin(plan, None)
+        with pytest.raises(StoreError, match="another run writes"):
+            Store(tmp_path)
+        read_results(tmp_path)  # reading is free
+    with Store(tmp_path):
+        pass
+
+
+def test_lock_goes_with_the_process(tmp_path: Path, plan: ExperimentPlan) -> None:
+    """Also one that is killed, and though its children live on."""
+    script = (
+        "import subprocess, sys, os; from pathlib import Path;"
+        "from qemu_ring.experiment import Store; Store(Path(sys.argv[1]));"
+        "subprocess.Popen(['sleep', '5'], close_fds=False); print('up', flush=True);"
+        "os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.wait(timeout=10)
+        with Store(tmp_path) as store:
+            store.begin(plan, None)
+
+
+def test_other_experiment_is_refused(tmp_path: Path, plan: ExperimentPlan) -> None:
+    with Store(tmp_path) as store:
+        store.begin(plan, None)
+    other = parse_experiment(EXPERIMENT.replace("repeats: 3", "repeats: 4"))
+    with Store(tmp_path) as store, pytest.raises(StoreError, match="results of another experiment"):
+        store.begin(other, None)
+
+
+def test_other_qemu_is_refused(tmp_path: Path, plan: ExperimentPlan) -> None:
+    with Store(tmp_path) as store:
+        store.begin(plan, QEMU)
+        store.resume(QEMU | {"path": "/elsewhere"})
+    with (
+        Store(tmp_path) as store,
+        pytest.raises(StoreError, match="is not the QEMU of the results"),
+    ):
+        store.begin(plan, QEMU | {"sha256": "2" * 64})
+
+
+def test_results_without_a_plan(tmp_path: Path, plan: ExperimentPlan, write: Write) -> None:
+    write(tmp_path, plan, {"tracking=bitmap": outcomes(1, 1)})
+    (tmp_path / "experiment.json").unlink()
+    with Store(tmp_path) as store, pytest.raises(StoreError, match=r"no experiment\.json"):
+        store.begin(plan, None)
+
+
+def test_killed_before_the_plan_was_noted(tmp_path: Path, plan: ExperimentPlan) -> None:
+    (tmp_path / "results.jsonl").touch()
+    (tmp_path / "experiment.json.new").write_text("{")
+    with Store(tmp_path) as store:
+        assert len(store.begin(plan, None).left) == len(plan.runs)
+
+
+def test_full_disk(tmp_path: Path, plan: ExperimentPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:3]))
+    with Store(tmp_path) as store:
+        store.begin(plan, None)
+        with pytest.raises(StoreError, match="is full"):
+            store.append({"a": "long line"})
+        monkeypatch.undo()
+        assert store.resume(None).records == ()
+
+
+@pytest.mark.parametrize("file", ["experiment.json", "results.jsonl"])
+def test_later_version_is_refused(
+    tmp_path: Path, plan: ExperimentPlan, write: Write, file: str
+) -> None:
+    write(tmp_path, plan, {"tracking=bitmap": outcomes(1, 1)})
+    path = tmp_path / file
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    path.write_text(path.read_text().replace('"version":1', '"version":2'))
+    with pytest.raises(StoreError, match="has version 2; this qemu-ring reads up to 1"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{}", "damaged"), ("[", "damaged"), ('{"schema": {"name": "x", "version": 1}}', "but x")],
+)
+def test_no_experiment(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "experiment.json").write_text(text)
+    (tmp_path / "results.jsonl").touch()
+    with pytest.raises(StoreError, match=message):
+        read_results(tmp_path)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no results"):
+        read_results(tmp_path)
+
+
+def test_yesterdays_results_are_read() -> None:
+    """Results of version 1, as its runner wrote them; never to be made anew."""
+    results = read_results(YESTERDAY)
+    assert not results.left
+    assert {record["status"] for record in results.records} == {"ok", "not-converged"}
+    table = list(rows(results, "runs"))
+    assert len(table) == len(results.runs) == 6
+    completed = [row for row in table if row["status"] == "ok"]
+    assert all(row["seconds"] > 0 and row["downtime_seconds"] > 0 for row in completed)
+    assert all(row["stale_pages"] == 0 and row["pages_written"] > 0 for row in completed)
+    assert {row["tracking"] for row in table} == {"bitmap", "ring:4096"}
+    assert all(list(rows(results, name)) for name in ("iterations", "samples", "removals"))
