@@ -13,12 +13,12 @@ from qemu_ring.errors import UsageError
 from qemu_ring.experiment.errors import ExperimentFileError
 from qemu_ring.experiment.matrix import Assignment, Combination, MatrixError, combinations
 from qemu_ring.experiment.migrations import migration_plan
-from qemu_ring.experiment.mistakes import mistakes
 from qemu_ring.experiment.parameters import flat_parameters, named_by_parameters
 from qemu_ring.experiment.plan import Cell, ExperimentPlan, digest
 from qemu_ring.experiment.schema import CellPart, PlanPart
 from qemu_ring.guest import Pattern
 from qemu_ring.guestfile import GuestDescription, GuestFileError
+from qemu_ring.guestfile.mistakes import mistakes
 from qemu_ring.guestfile.plan import problems as guest_problems
 from qemu_ring.guestfile.source import Path as DocumentPath
 from qemu_ring.guestfile.source import Source, dotted

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from qemu_ring.guestfile import GuestDescription
-from qemu_ring.guestfile.fields import ExistingFile, Size
+from qemu_ring.guestfile.fields import ExistingFile, Part, Size
 from qemu_ring.migration import Compression, ZeroPage
 
 __all__ = [
@@ -31,18 +31,7 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=True,
-        use_attribute_docstrings=True,
-    )
-
-
-class AutoConvergePart(_Part):
+class AutoConvergePart(Part):
     """Throttling all vCPUs alike. All in percent."""
 
     initial: int = Field(20, ge=1, le=99)
@@ -52,7 +41,7 @@ class AutoConvergePart(_Part):
     """Dirtied of sent bytes in a pass above which it throttles."""
 
 
-class DirtyLimitPart(_Part):
+class DirtyLimitPart(Part):
     """Throttling the vCPUs that dirty much; needs the dirty ring."""
 
     vcpu_limit: Size = 1 << 20
@@ -61,7 +50,7 @@ class DirtyLimitPart(_Part):
     trigger_threshold: int = Field(50, ge=1, le=100)
 
 
-class AbortPart(_Part):
+class AbortPart(Part):
     """When to give a migration up; it is then recorded as not converged."""
 
     seconds: Number | None = Field(None, gt=0)
@@ -72,7 +61,7 @@ class AbortPart(_Part):
     """Passes in a row that began with no less to send than the best before them."""
 
 
-class MigrationPart(_Part):
+class MigrationPart(Part):
     """How the guest is migrated."""
 
     kind: Literal["precopy", "postcopy"] = "precopy"
@@ -107,7 +96,7 @@ class MigrationPart(_Part):
     abort: AbortPart = AbortPart()
 
 
-class NetworkPart(_Part):
+class NetworkPart(Part):
     """Network conditions between the two QEMUs (netem); needs root."""
 
     bandwidth: Size | None = None
@@ -117,7 +106,7 @@ class NetworkPart(_Part):
     loss_percent: Number = Field(0.0, ge=0, lt=100)
 
 
-class RemovalsPart(_Part):
+class RemovalsPart(Part):
     """Memslots removed and added again while the guest is migrated."""
 
     slots: list[str] | None = Field(None, min_length=1)
@@ -130,7 +119,7 @@ class RemovalsPart(_Part):
     """Passes over memory before the first removal: pages not sent yet hide a loss."""
 
 
-class CellPart(_Part):
+class CellPart(Part):
     """One kind of run: everything that can be varied, but the guest."""
 
     qemu: ExistingFile | None = None
@@ -146,7 +135,7 @@ class CellPart(_Part):
     """Seconds that a run may take in all; then it is killed and recorded as a timeout."""
 
 
-class PlanPart(_Part):
+class PlanPart(Part):
     """What is varied, how often, and in which order."""
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

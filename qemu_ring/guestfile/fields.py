@@ -1,4 +1,4 @@
-"""Kinds of values in a description: sizes, words of a list, paths, tracking."""
+"""What descriptions are made of: parts, and kinds of values: sizes, words, paths, tracking."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from qemu_ring.dirty import Tracking
@@ -21,6 +28,7 @@ __all__ = [
     "ExistingFolder",
     "FirmwarePattern",
     "GuestPattern",
+    "Part",
     "Policy",
     "Property",
     "Size",
@@ -29,6 +37,19 @@ __all__ = [
 
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(?:iB)?)?")
 _UNITS = {None: 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Part(BaseModel):
+    """A part of a description: its keys have dashes, and there are no others."""
+
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
 
 
 def wrong(message: str) -> PydanticCustomError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from qemu_ring.errors import UsageError
 from qemu_ring.guestfile import source
 from qemu_ring.guestfile.errors import GuestFileError
+from qemu_ring.guestfile.mistakes import mistakes
 from qemu_ring.guestfile.plan import problems
 from qemu_ring.guestfile.schema import GuestDescription
 
@@ -62,8 +63,7 @@ def parse_guest(
     try:
         guest = GuestDescription.model_validate(document.data, context=directory)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        raise document.error(_problem(document, dict(one)) for one in found) from None
+        raise document.error(mistakes(error, document.data, GuestDescription)) from None
     wrong = list(problems(guest))
     if wrong:
         raise document.error(wrong)
@@ -76,58 +76,3 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **GuestDescription.model_json_schema(),
     }
-
-
-def _problem(document: source.Source, error: dict[str, Any]) -> tuple[source.Path, str]:
-    """One of pydantic's findings: where, and what in our words."""
-    kind, given = error["type"], error["input"]
-    path = _within(document.data, error["loc"])
-    if kind == "missing":
-        return path, "is missing"
-    if kind == "extra_forbidden":
-        return path, f"unknown key; known: {', '.join(_known(path[:-1]))}"
-    message = str(error["msg"])
-    if kind != "guest":
-        message = message.replace("Input should", "must")
-        if isinstance(given, (str, int, float)) or given is None:
-            message += f", not {'nothing' if given is None else repr(given)}"
-    return path, message[:1].lower() + message[1:]
-
-
-def _within(data: Any, location: Sequence[str | int]) -> source.Path:
-    """The steps of a pydantic location that are in the document: not names of types.
-
-    The last step is kept where it is a key that is missing.
-    """
-    path: source.Path = ()
-    for index, step in enumerate(location):
-        if isinstance(data, dict):
-            if step in data:
-                data = data[step]
-            elif index < len(location) - 1:
-                continue
-            else:
-                data = None
-        elif isinstance(data, list) and isinstance(step, int) and step < len(data):
-            data = data[step]
-        else:
-            continue
-        path = (*path, step)
-    return path
-
-
-def _known(path: source.Path) -> list[str]:
-    """The keys that a part may have."""
-    model: type[BaseModel] = GuestDescription
-    for step in path:
-        for name, field in model.model_fields.items():
-            if step in (field.alias, name):
-                model = _model_of(field.annotation) or model
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The model within an annotation such as `list[SlotPart]` or `LinuxPart | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for one in get_args(annotation) if (found := _model_of(one))), None)

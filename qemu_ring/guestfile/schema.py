@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from qemu_ring.guest import Pattern
 from qemu_ring.guest.linux import LinuxPattern
@@ -13,6 +13,7 @@ from qemu_ring.guestfile.fields import (
     ExistingFolder,
     FirmwarePattern,
     GuestPattern,
+    Part,
     Policy,
     Property,
     Size,
@@ -35,18 +36,7 @@ __all__ = [
 ]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=True,
-        use_attribute_docstrings=True,
-    )
-
-
-class SlotPart(_Part):
+class SlotPart(Part):
     """Memory behind an ivshmem-plain device's BAR: a memslot that can be removed and added."""
 
     name: str
@@ -56,7 +46,7 @@ class SlotPart(_Part):
     """Where it is mapped at start, a multiple of its size; for a guest with a workload."""
 
 
-class RegionPart(_Part):
+class RegionPart(Part):
     """Guest-physical memory to write to: a range of RAM, or a slot."""
 
     name: str
@@ -67,7 +57,7 @@ class RegionPart(_Part):
     """The slot's name, in place of address and size."""
 
 
-class HotPart(_Part):
+class HotPart(Part):
     """Pages that hot-cold writes often."""
 
     region: str | None = None
@@ -76,7 +66,7 @@ class HotPart(_Part):
     pages: int = Field(ge=1)
 
 
-class StreamPart(_Part):
+class StreamPart(Part):
     """What one vCPU does."""
 
     pattern: FirmwarePattern = Pattern.LOOP
@@ -102,7 +92,7 @@ class StreamPart(_Part):
     """For pci-toggle: time between two cycles."""
 
 
-class WorkloadPart(_Part):
+class WorkloadPart(Part):
     """The workload firmware: regions of memory, and a stream for each vCPU."""
 
     regions: list[RegionPart] = Field(min_length=1)
@@ -110,7 +100,7 @@ class WorkloadPart(_Part):
     """One for each vCPU, in order; a vCPU without one is idle."""
 
 
-class LinuxWorkloadPart(_Part):
+class LinuxWorkloadPart(Part):
     """The program that writes memory in a Linux guest."""
 
     size: Size
@@ -122,7 +112,7 @@ class LinuxWorkloadPart(_Part):
     """Time between two reports on the serial port."""
 
 
-class LinuxPart(_Part):
+class LinuxPart(Part):
     """A Linux kernel, started directly."""
 
     kernel: ExistingFile | None = None
@@ -134,14 +124,14 @@ class LinuxPart(_Part):
     """Start our program from an initramfs of ours, in place of an initrd."""
 
 
-class DevicePart(_Part):
+class DevicePart(Part):
     """`-device`."""
 
     driver: str
     properties: dict[str, Property] = Field(default_factory=dict)
 
 
-class BackendPart(_Part):
+class BackendPart(Part):
     """Further guest memory, for a device that names it."""
 
     id: str
@@ -149,7 +139,7 @@ class BackendPart(_Part):
     share: bool = True
 
 
-class DiskPart(_Part):
+class DiskPart(Part):
     """A disk image on virtio."""
 
     path: ExistingFile
@@ -157,14 +147,14 @@ class DiskPart(_Part):
     read_only: bool = False
 
 
-class FwCfgPart(_Part):
+class FwCfgPart(Part):
     """A file for the guest: its text, or the file that has it."""
 
     text: str | None = None
     file: ExistingFile | None = None
 
 
-class GuestDescription(_Part):
+class GuestDescription(Part):
     """A guest, as a YAML file describes it."""
 
     memory: Size
