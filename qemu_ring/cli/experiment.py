@@ -23,6 +23,7 @@ from qemu_ring.cli.experiment_results import (
 )
 from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.running import run
+from qemu_ring.cli.sizes import parse_size
 from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.experiment import (
     Budget,
@@ -45,23 +46,12 @@ from qemu_ring.machine import probe_host
 __all__ = ["experiment"]
 
 _FILE = click.argument("file", metavar="EXPERIMENT.yaml", type=click.Path(path_type=Path))
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def _print_schema(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         print_json(json_schema())
         context.exit()
-
-
-def _size(_: click.Context, option: click.Parameter, text: str | None) -> int | None:
-    """Bytes, with a suffix K, M, G or T for powers of 1024."""
-    if text is None:
-        return None
-    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
-    if not number.isdecimal() or (unit and unit not in _UNITS):
-        raise click.BadParameter(f"{text!r} is no size such as 512M or 2G", param=option)
-    return int(number) * _UNITS.get(unit, 1)
 
 
 _qemu_option = click.option(
@@ -73,7 +63,10 @@ _cpus_option = click.option(
     "--cpus", type=int, metavar="N", help="Several runs at a time, on N CPUs; each has its own."
 )
 _memory_option = click.option(
-    "--memory", callback=_size, metavar="SIZE", help="For --cpus: memory of all guests together."
+    "--memory",
+    callback=parse_size,
+    metavar="SIZE",
+    help="For --cpus: memory of all guests together.",
 )
 _scheduler_option = click.option(
     "--scheduler",

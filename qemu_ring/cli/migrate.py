@@ -16,6 +16,7 @@ from rich.table import Table
 from qemu_ring.cli.attached import document, json_option
 from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.running import run
+from qemu_ring.cli.sizes import parse_size
 from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.machine import Machine
 from qemu_ring.migration import (
@@ -50,19 +51,8 @@ from qemu_ring.qmp import Address, commands
 
 __all__ = ["migrate"]
 
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SHOWN_ITERATIONS = 30
 _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
-
-
-def _size(_: click.Context, option: click.Parameter, text: str | None) -> int | None:
-    """Bytes, with a suffix K, M, G or T for powers of 1024."""
-    if text is None:
-        return None
-    number, unit = (text, "") if text[-1:].isdecimal() else (text[:-1], text[-1:].lower())
-    if unit not in _UNITS or not number.isdecimal():
-        raise click.BadParameter(f"{text!r} is no size such as 1048576, 512M or 2G", param=option)
-    return int(number) * _UNITS[unit]
 
 
 @click.command()
@@ -81,18 +71,18 @@ def _size(_: click.Context, option: click.Parameter, text: str | None) -> int | 
     help="unix, unix:PATH, tcp:HOST:PORT (port 0: any), fd, or exec:COMMAND.  [default: unix]",
 )
 @click.option("--exec-incoming", metavar="COMMAND", help="For exec: what the destination runs.")
-@click.option("--max-bandwidth", callback=_size, metavar="SIZE", help="A second, at most.")
+@click.option("--max-bandwidth", callback=parse_size, metavar="SIZE", help="A second, at most.")
 @click.option("--downtime-limit", type=float, metavar="S", help="Seconds of standstill, at most.")
 @click.option("--multifd", type=int, metavar="N", help="Send pages by N connections.")
 @click.option("--compression", type=click.Choice(get_args(Compression)), help="Of multifd.")
 @click.option(
-    "--xbzrle", callback=_size, metavar="SIZE", help="Send differences; the cache's size."
+    "--xbzrle", callback=parse_size, metavar="SIZE", help="Send differences; the cache's size."
 )
 @click.option("--mapped-ram", is_flag=True, help="Give each page its place in the file.")
 @click.option("--zero-page", type=click.Choice(get_args(ZeroPage)), help="Who finds zero pages.")
 @click.option("--auto-converge", is_flag=True, help="Throttle all vCPUs until it converges.")
 @click.option(
-    "--dirty-limit", callback=_size, metavar="SIZE", help="Throttle each vCPU to this rate."
+    "--dirty-limit", callback=parse_size, metavar="SIZE", help="Throttle each vCPU to this rate."
 )
 @click.option("--postcopy-after", type=int, metavar="N", help="Switch to postcopy after N passes.")
 @click.option("--preempt", is_flag=True, help="Give postcopy a channel for urgent pages.")
