@@ -17,6 +17,7 @@ from qemu_ring.guest.workload import Pattern, Stream, Workload, pack_stream
 __all__ = ["VcpuState", "VcpuStatistics", "WorkloadControl", "WorkloadStatistics"]
 
 _POLL_SECONDS = 0.001
+_SEQUENCE_WORD = (layout.CONTROL + layout.SEQUENCE_OFFSET) // 4
 
 
 class VcpuState(IntEnum):
@@ -84,6 +85,7 @@ class WorkloadControl:
 
     def __init__(self, fd: int, workload: Workload, tsc_hz: int) -> None:
         self._memory = mmap.mmap(fd, layout.LOW_MEMORY)
+        self._words = memoryview(self._memory).cast("I")
         self._workload = workload
         self._tsc_hz = tsc_hz
 
@@ -100,6 +102,7 @@ class WorkloadControl:
 
     def close(self) -> None:
         """Unmap the guest's memory."""
+        self._words.release()
         self._memory.close()
 
     def statistics(self) -> WorkloadStatistics:
@@ -208,13 +211,13 @@ class WorkloadControl:
 
     @property
     def _sequence(self) -> int:
-        offset = layout.CONTROL + layout.SEQUENCE_OFFSET
-        return int(layout.SEQUENCE.unpack_from(self._memory, offset)[0])
+        return self._words[_SEQUENCE_WORD]
 
     @_sequence.setter
     def _sequence(self, value: int) -> None:
-        offset = layout.CONTROL + layout.SEQUENCE_OFFSET
-        layout.SEQUENCE.pack_into(self._memory, offset, value & 0xFFFFFFFF)
+        # One store. `Struct.pack_into` clears the bytes first, and a vCPU that saw the 0
+        # would take it for a sequence number and begin its stream once more.
+        self._words[_SEQUENCE_WORD] = value & 0xFFFFFFFF
 
     async def _taken_up(self, deadline: float) -> None:
         """Wait until each vCPU has acknowledged the sequence number that is set."""

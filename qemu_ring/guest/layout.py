@@ -26,8 +26,8 @@ TABLES_FILE: Final = "opt/qemu-ring/tables"
 
 HEADER: Final = struct.Struct("<IIIII")
 """magic, version, vCPUs, regions, sequence."""
-SEQUENCE: Final = struct.Struct("<I")
 SEQUENCE_OFFSET: Final = 0x10
+"""of a 4-byte word; read and written whole, see control.py."""
 REGION: Final = struct.Struct("<QQ")
 """guest-physical address, pages."""
 REGION_OFFSET: Final = 0x40

@@ -97,6 +97,20 @@ async def test_end_of_a_walk_is_told_when_its_last_page_is_written(start_guest: 
                 assert int.from_bytes(memory[start : start + 8], "little") == walk
 
 
+@pytest.mark.kvm
+async def test_new_stream_is_begun_once(start_guest: StartGuest) -> None:
+    """A vCPU must see no sequence number but those that were set, not one half written."""
+    region = Region("r", 16 * MIB, MIB)
+    async with start_guest(Workload((region,), (Stream(),)), accelerator=Accelerator("kvm")) as g:
+        await g.control.wait_writing()
+        for change in range(1, 10_001):
+            await g.control.set_streams((Stream(Pattern.ONCE, Span(0, 1)),))
+            await g.control.wait(
+                lambda s, change=change: s.vcpus[0].passes >= change, timeout=10, what="no write"
+            )
+            assert g.control.statistics().vcpus[0].writes == change
+
+
 async def test_four_vcpus_write_their_own_parts_at_once(start_guest: StartGuest) -> None:
     streams = tuple(Stream(Pattern.LOOP, part) for part in B.split(4))
     async with start_guest(Workload(REGIONS, streams)) as guest:
