@@ -27,6 +27,8 @@ CONFIGURE = (
     "--enable-kvm",
     "--enable-tcg",
     "--enable-trace-backends=log",
+    "--enable-gnutls",  # migration over TLS
+    "--enable-zstd",  # a compression of multifd
     "--disable-docs",
     "--disable-werror",
     "--disable-download",

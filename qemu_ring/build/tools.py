@@ -31,6 +31,8 @@ _LIBRARIES = {
     "glib-2.0 >= 2.66": "libglib2.0-dev",
     "pixman-1 >= 0.21.8": "libpixman-1-dev",
     "zlib": "zlib1g-dev",
+    "gnutls >= 3.6.14": "libgnutls28-dev",
+    "libzstd >= 1.4.0": "libzstd-dev",
 }
 _HEADERS = {"stdlib.h": "libc6-dev", "libfdt.h": "libfdt-dev"}  # libfdt has no .pc file everywhere
 

@@ -279,11 +279,22 @@ async def test_tls(
         await migrate(pair, plan)
 
 
+async def test_patched_qemu_is_built_with_tls_and_zstd(
+    start_pair: StartPair, patched_qemu: Path, certificates: Path
+) -> None:
+    """Here nothing may be refused."""
+    tls, multifd = Tls(certificates, hostname="ring.test"), Multifd(2, "zstd")
+    plan = MigrationPlan(channel=Tcp(), tls=tls, multifd=multifd, downtime_limit=200)
+    async with start_pair(patched_qemu) as pair:
+        await migrate(pair, plan)
+
+
+@may_be_refused
 async def test_tls_to_a_name_that_is_not_the_servers(
-    start_pair: StartPair, qemu_path: Path, certificates: Path
+    start_pair: StartPair, binary: Path, certificates: Path
 ) -> None:
     plan = MigrationPlan(channel=Tcp(), tls=Tls(certificates, hostname="other.test"))
-    async with start_pair(qemu_path) as pair:
+    async with start_pair(binary) as pair:
         with pytest.raises(MigrationError, match="runs on at the source"):
             async with Migration(pair.source, pair.destination, plan) as migration:
                 await migration.complete(timeout=20)

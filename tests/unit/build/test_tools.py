@@ -22,7 +22,7 @@ async def test_all_that_is_missing_is_told_at_once(
     assert str(caught.value) == (
         "packages are missing that a build of QEMU needs; as root, run: apt-get install gcc make "
         "pkg-config bison flex patch tar xz-utils util-linux libglib2.0-dev libpixman-1-dev "
-        "zlib1g-dev libc6-dev libfdt-dev"
+        "zlib1g-dev libgnutls28-dev libzstd-dev libc6-dev libfdt-dev"
     )
     assert options.cache is not None
     assert [path.name for path in options.cache.iterdir()] == ["tools"]
@@ -33,6 +33,8 @@ async def test_all_that_is_missing_is_told_at_once(
     [
         ("pkg-config", 'case "$*" in *glib*) exit 1; esac', "libglib2.0-dev"),
         ("pkg-config", 'case "$*" in *pixman*) exit 1; esac', "libpixman-1-dev"),
+        ("pkg-config", 'case "$*" in *gnutls*) exit 1; esac', "libgnutls28-dev"),
+        ("pkg-config", 'case "$*" in *zstd*) exit 1; esac', "libzstd-dev"),
         ("cc", 'echo cc 1; case "$*" in *libfdt.h*) exit 1; esac', "libfdt-dev"),
         ("cc", 'echo cc 1; case "$*" in *stdlib.h*) exit 1; esac', "libc6-dev"),
     ],
