@@ -21,6 +21,7 @@ from qemu_ring.qmp import CommandError, Monitor, PropertyInfo, QmpError, command
 __all__ = ["QemuBinary", "find_qemu", "probe_qemu"]
 
 _NAME = "qemu-system-x86_64"
+_File = tuple[Path, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,13 @@ def find_qemu(path: str | None = None) -> Path:
     return Path(found)
 
 
+_PROBED: dict[_File, QemuBinary] = {}
+
+
 async def probe_qemu(path: Path, *, timeout: float = 10.0) -> QemuBinary:
     """Ask a QEMU binary what it is and what it can do; needs no KVM and no guest.
+
+    It is started for that, once for as long as the file stays the same.
 
     Args:
         path: the binary.
@@ -151,6 +157,25 @@ async def probe_qemu(path: Path, *, timeout: float = 10.0) -> QemuBinary:
     Raises:
         QemuUnsuitableError: it is no QEMU for x86-64; its last words are in the message.
     """
+    file = _file(path)
+    found = _PROBED.get(file) if file else None
+    if found is None:
+        found = await _probe(path, timeout)
+        if file:
+            _PROBED[file] = found
+    return found
+
+
+def _file(path: Path) -> _File | None:
+    """What tells a file from one that takes its place."""
+    try:
+        status = path.stat()
+    except OSError:  # to start it will tell
+        return None
+    return path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+async def _probe(path: Path, timeout: float) -> QemuBinary:
     ours, theirs = socket.socketpair()
     with theirs, CommandLine() as line:
         line.add("-machine", "none,accel=tcg:kvm", "-nodefaults", "-display", "none", "-S")

@@ -26,7 +26,6 @@ from qemu_ring.machine import (
     Machine,
     MachineDescription,
     MemoryBackend,
-    QemuBinary,
     UnnamedFile,
     probe_kvm,
     probe_qemu,
@@ -83,16 +82,6 @@ class Pair:
             await asyncio.sleep(0.001)
 
 
-_PROBED: dict[Path, QemuBinary] = {}
-
-
-async def probed(binary: Path) -> QemuBinary:
-    """Ask each binary once: that starts it, and reads all of it."""
-    if binary not in _PROBED:
-        _PROBED[binary] = await probe_qemu(binary)
-    return _PROBED[binary]
-
-
 StartPair = Callable[..., AbstractAsyncContextManager[Pair]]
 
 
@@ -119,7 +108,7 @@ def start_pair(qemu_path: Path) -> StartPair:
     ) -> AsyncIterator[Pair]:
         tsc_hz = probe_kvm().tsc_khz * 1000
         load = workload(vcpus, pages_per_second)
-        accelerator = tracking.accelerator(await probed(binary))
+        accelerator = tracking.accelerator(await probe_qemu(binary))
         async with AsyncExitStack() as stack:
             memory = [
                 stack.enter_context(UnnamedFile(name, RAM)) for name in ("ram", "ram-destination")

@@ -236,6 +236,26 @@ async def test_probe_knows_this_qemu(qemu_path: Path) -> None:
     assert "machines" not in document
 
 
+async def test_binary_is_started_once_to_be_probed(qemu_path: Path, tmp_path: Path) -> None:
+    program, starts = tmp_path / "qemu", tmp_path / "starts"
+
+    def write(words: str) -> None:
+        """As a build does: another file under the same name."""
+        new = tmp_path / "new"
+        new.write_text(f'#!/bin/sh\n# {words}\necho x >> {starts}\nexec {qemu_path} "$@"\n')
+        new.chmod(0o755)
+        new.rename(program)
+
+    write("one")
+    first = await probe_qemu(program)
+    assert await probe_qemu(program) is first
+    assert starts.read_text().split() == ["x"]
+    write("another")
+    second = await probe_qemu(program)
+    assert second.sha256 != first.sha256
+    assert starts.read_text().split() == ["x", "x"]
+
+
 @pytest.mark.parametrize("program", ["/bin/true", "/bin/ls", "/bin/cat"])
 async def test_program_that_is_no_qemu(program: str) -> None:
     with pytest.raises(QemuUnsuitableError, match=f"{program} is no usable QEMU") as caught:

@@ -11,9 +11,16 @@ from pathlib import Path
 
 from qemu_ring.dirty import Tracking
 from qemu_ring.guest import WorkloadControl, image_bytes
-from qemu_ring.machine import Machine, MachineDescription, MemoryBackend, UnnamedFile, probe_kvm
+from qemu_ring.machine import (
+    Machine,
+    MachineDescription,
+    MemoryBackend,
+    UnnamedFile,
+    probe_kvm,
+    probe_qemu,
+)
 from qemu_ring.migration import GuestAt, firmware_writes
-from tests.kvm.migration.conftest import MIB, REGION, probed, workload
+from tests.kvm.migration.conftest import MIB, REGION, workload
 from tests.kvm.migration.faults.fault import Fault
 
 __all__ = ["STILL_SECONDS", "Sides", "start_sides"]
@@ -62,7 +69,7 @@ async def start_sides(fault: Fault, binary: Path, folder: Path) -> AsyncIterator
         region, rate = replace(REGION, size=96 * MIB), 50_000.0
     size = region.address + region.size
     tsc_hz, load = probe_kvm().tsc_khz * 1000, workload(1, rate, region)
-    accelerator = Tracking().accelerator(await probed(binary))
+    accelerator = Tracking().accelerator(await probe_qemu(binary))
     # A file that may not grow is refused by an error only to those that ignore the signal.
     guarded = folder / "qemu"
     guarded.write_text(f"#!/bin/sh\ntrap '' XFSZ\nexec '{binary}' \"$@\"\n")
