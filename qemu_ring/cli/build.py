@@ -8,19 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import MofNCompleteColumn
 from rich.text import Text
 
 from qemu_ring.build import BuildOptions, BuiltQemu, build_qemu
 from qemu_ring.build import Progress as State
-from qemu_ring.cli.output import notes, print_json
+from qemu_ring.cli.output import notes, print_json, progress_bar
 from qemu_ring.cli.running import run
 from qemu_ring.errors import HostError
 from qemu_ring.machine import KvmCapabilities, probe_host, probe_kvm, probe_qemu
@@ -80,16 +73,7 @@ def _print_built(built: BuiltQemu) -> None:
 @contextmanager
 def _progress() -> Iterator[Callable[[State], None]]:
     """A bar on standard error, gone when done; if that is no terminal, only a word of a wait."""
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=notes,
-        transient=True,
-        disable=not notes.is_terminal,
-    ) as bar:
+    with progress_bar(MofNCompleteColumn()) as bar:
         task = bar.add_task("starting", total=None)
 
         def show(state: State) -> None:

@@ -10,11 +10,10 @@ from typing import Any, cast, get_args
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from qemu_ring.cli.attached import document, json_option
-from qemu_ring.cli.output import notes, print_json
+from qemu_ring.cli.output import print_json, progress_bar
 from qemu_ring.cli.running import run
 from qemu_ring.cli.sizes import parse_size
 from qemu_ring.errors import ExitStatus, UsageError
@@ -280,15 +279,7 @@ def _dashed(name: str) -> str:
 @contextmanager
 def _progress() -> Iterator[Callable[[Sample], None]]:
     """A bar on standard error, gone when done; nothing if that is no terminal."""
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TimeElapsedColumn(),
-        console=notes,
-        transient=True,
-        disable=not notes.is_terminal,
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("setting up", total=None)
         most = 1
 

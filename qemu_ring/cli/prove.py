@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from qemu_ring.cli.output import notes, print_json
+from qemu_ring.cli.output import print_json, progress_bar
 from qemu_ring.cli.running import run
 from qemu_ring.dirty import Tracking
 from qemu_ring.machine import find_qemu
@@ -132,15 +131,7 @@ def prove_command(
 def _progress(options: ProveOptions) -> Iterator[Callable[[State], None]]:
     """A bar on standard error, gone when done; nothing if that is no terminal."""
     total = 1.0 if options.until_loss else None
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TimeElapsedColumn(),
-        console=notes,
-        transient=True,
-        disable=not notes.is_terminal,
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("starting the guest", total=total)
 
         def show(state: State) -> None:
