@@ -45,6 +45,14 @@ class Arrival:
     ) -> None:
         self._events.__exit__(kind, error, traceback)
 
+    @property
+    def ready_at(self) -> float | None:
+        """When the guest ran, or could have run: its memory may be compared before it does."""
+        if self.switched_at is not None:
+            return self.switched_at
+        times = [at for at in (self.resumed_at, self.arrived_at) if at is not None]
+        return min(times, default=None)
+
     async def expect(self, uri: str, *, paused: bool) -> None:
         """Listen on the URI.
 

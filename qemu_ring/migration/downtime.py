@@ -23,7 +23,8 @@ class Downtime:
         seconds: from the source's STOP event to the destination's RESUME, by the host's
             monotonic clock. Verification is part of it. None if the guest was left paused,
             or was so from the start.
-        switchover_seconds: from STOP until the destination could have resumed.
+        switchover_seconds: from STOP until the destination resumed, or could have; without
+            verification.
         guest_seconds: longest time in which the guest's own counter stood still.
         qemu_seconds: the source's figure, which knows nothing of the destination.
     """

@@ -400,7 +400,7 @@ class Migration:
         if stopped is not None and arrival is not None:
             if arrival.resumed_at is not None:
                 seconds = arrival.resumed_at - stopped
-            ready = arrival.switched_at or arrival.resumed_at or arrival.arrived_at
+            ready = arrival.ready_at
             switchover = None if ready is None else ready - stopped
         if self._guest_downtime is not None and seconds is not None:
             guest = await self._guest_downtime.wait()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ from qemu_ring.migration import (
     Xbzrle,
 )
 from qemu_ring.qmp import MigrationStatus, commands
+from qemu_ring.verify import Block, Comparison, compare
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import Pair, StartPair
@@ -100,6 +103,27 @@ async def test_arrives_whole_and_tells_all(start_pair: StartPair, channel: Chann
     document = result.as_dict()
     assert document["stale_pages"] == 0
     assert document["status"] == "completed"
+
+
+async def test_comparison_is_no_part_of_the_switchover(
+    start_pair: StartPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[float] = []
+
+    async def timed(blocks: Sequence[Block]) -> Comparison:
+        begin = time.monotonic()
+        comparison = await compare(blocks)
+        compared.append(time.monotonic() - begin)
+        return comparison
+
+    monkeypatch.setattr("qemu_ring.migration.migration.compare", timed)
+    async with start_pair() as pair:
+        migration = Migration(pair.source, pair.destination, verify=pair.blocks)
+        async with migration:
+            downtime = (await migration.complete()).downtime
+    assert downtime.seconds is not None
+    assert downtime.switchover_seconds is not None
+    assert 0 < downtime.switchover_seconds <= downtime.seconds - compared[0]
 
 
 async def test_guest_of_four_vcpus_left_paused(start_pair: StartPair) -> None:
