@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 SOURCES ?=
 
 python := .venv/bin/python
-sources := qemu_ring tests $(wildcard benchmarks/*.py tools/*.py)
+sources := qemu_ring tests $(wildcard benchmarks/*.py examples/*.py tools/*.py)
 scripts := tools/setup .ci/run
 
 .DEFAULT_GOAL := help
