@@ -157,6 +157,7 @@ from .report import (
 from .verify import (
     Block as Block,
     Comparison as Comparison,
+    ExcusedPage as ExcusedPage,
     StalePage as StalePage,
     compare as compare,
 )

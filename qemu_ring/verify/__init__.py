@@ -3,6 +3,7 @@
 from qemu_ring.verify.comparison import (
     Block,
     Comparison,
+    ExcusedPage,
     StalePage,
     compare,
     compare_blocks,
@@ -13,6 +14,7 @@ __all__ = [
     "Block",
     "Comparison",
     "ComparisonCancelledError",
+    "ExcusedPage",
     "StalePage",
     "VerifyError",
     "compare",

@@ -13,10 +13,11 @@ import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from qemu_ring.verify._kvmclock import KVMCLOCK, is_newer_clock
 from qemu_ring.verify._memory import Buffer, mapped, same
 from qemu_ring.verify._plan import READ_BYTES, How, Piece, plan
 from qemu_ring.verify.errors import ComparisonCancelledError, VerifyError
@@ -24,7 +25,7 @@ from qemu_ring.verify.errors import ComparisonCancelledError, VerifyError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["Block", "Comparison", "StalePage", "compare", "compare_blocks"]
+__all__ = ["Block", "Comparison", "ExcusedPage", "StalePage", "compare", "compare_blocks"]
 
 _MAX_THREADS = 4
 """A few cores saturate the memory bus; more only raise resident memory."""
@@ -58,6 +59,15 @@ class StalePage:
 
 
 @dataclass(frozen=True, slots=True)
+class ExcusedPage:
+    """A page that differs, but not for a lost dirty bit: `page` is its index within the block."""
+
+    block: str
+    page: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What a comparison found.
 
@@ -66,16 +76,19 @@ class Comparison:
         bytes_read: how much of that was read on both sides; the rest is a hole in both files.
         pages_stale_total: number of pages that differ, always exact.
         stale: the first of those pages, by block and then page, no more than were asked for.
+        excused: pages that differ only in what the destination's KVM has written itself, with a
+            newer date than at the source; they are not among the stale ones.
     """
 
     bytes_total: int
     bytes_read: int
     pages_stale_total: int
     stale: tuple[StalePage, ...]
+    excused: tuple[ExcusedPage, ...] = ()
 
     @property
     def equal(self) -> bool:
-        """Whether something was compared and no byte differs."""
+        """Whether something was compared and no byte differs, but for what is excused."""
         return self.bytes_total > 0 and self.pages_stale_total == 0
 
     @classmethod
@@ -87,6 +100,7 @@ class Comparison:
             bytes_read=sum(part.bytes_read for part in parts),
             pages_stale_total=sum(part.pages_stale_total for part in parts),
             stale=tuple(page for part in parts for page in part.stale),
+            excused=tuple(page for part in parts for page in part.excused),
         )
 
 
@@ -103,7 +117,8 @@ class _Found(NamedTuple):
 class _Tally:
     """What one thread has found."""
 
-    found: list[_Found]
+    found: list[_Found] = field(default_factory=list)
+    excused: list[tuple[int, int]] = field(default_factory=list)
     bytes_read: int = 0
     stale: int = 0
 
@@ -150,6 +165,10 @@ class _Run:
                 StalePage(self._blocks[index].name, page, source, destination)
                 for index, page, source, destination in found
             ),
+            excused=tuple(
+                ExcusedPage(self._blocks[index].name, page, KVMCLOCK)
+                for index, page in sorted(one for tally in tallies for one in tally.excused)
+            ),
         )
 
     def _plan(self) -> Iterator[tuple[int, Piece]]:
@@ -161,7 +180,7 @@ class _Run:
                     yield index, piece
 
     def _work(self) -> _Tally:
-        tally = _Tally([])
+        tally = _Tally()
         left, right = Buffer(READ_BYTES), Buffer(READ_BYTES)
         while not self._failed.is_set() and (taken := self._take()):
             if self._cancelled.is_set():
@@ -199,7 +218,7 @@ class _Run:
         tally.bytes_read += piece.length
         if same(source, destination, piece.length):
             return
-        stale_before = tally.stale
+        before = tally.stale + len(tally.excused)
         for start in range(0, piece.length, self._page_size):
             # Copies, so that the digests are of what was compared. string_at keeps the GIL, which
             # is faster here than for the threads to pass it on at every page.
@@ -209,12 +228,15 @@ class _Run:
             ]
             if pages[0] == pages[1]:
                 continue
+            page = (piece.offset + start) // self._page_size
+            if is_newer_clock(*pages):
+                tally.excused.append((index, page))
+                continue
             tally.stale += 1
             if len(tally.found) < self._max_listed:
-                digests = (hashlib.sha256(page).hexdigest() for page in pages)
-                page = (piece.offset + start) // self._page_size
+                digests = (hashlib.sha256(content).hexdigest() for content in pages)
                 tally.found.append(_Found(index, page, *digests))
-        if tally.stale == stale_before:
+        if tally.stale + len(tally.excused) == before:
             raise VerifyError(
                 f"memory of block {self._blocks[index].name} changed while it was compared",
                 hint="stop both guests first",
