@@ -33,9 +33,13 @@ __all__ = [
     "Property",
     "Size",
     "TrackingMode",
+    "wrong",
 ]
 
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(?:iB)?)?")
+_MOST_BYTES = (1 << 63) - 1  # what QEMU reckons with
+_MOST_DIGITS = 100  # Python itself refuses to read numbers of thousands
+_TOO_LARGE = "is more than 8 EiB"
 _UNITS = {None: 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -46,6 +50,7 @@ class Part(BaseModel):
         strict=True,
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
         alias_generator=lambda name: name.replace("_", "-"),
         populate_by_name=True,
         use_attribute_docstrings=True,
@@ -59,11 +64,19 @@ def wrong(message: str) -> PydanticCustomError:
 
 def _size(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
+        return _known_size(value)
     found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
         raise wrong(f"{value!r} is no size; bytes, or such as 64 MiB")
-    return int(found[1]) * _UNITS[found[2]]
+    if len(found[1]) > _MOST_DIGITS:
+        raise wrong(_TOO_LARGE)
+    return _known_size(int(found[1]) * _UNITS[found[2]])
+
+
+def _known_size(size: int) -> int:
+    if size > _MOST_BYTES:
+        raise wrong(_TOO_LARGE)
+    return size
 
 
 def _property(value: Any) -> str | int | bool:

@@ -16,6 +16,11 @@ __all__ = ["Path", "Source", "dotted"]
 Path = tuple[str | int, ...]
 """Keys and indices from the top of a document to one part of it."""
 
+_Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
+_MERGE = "tag:yaml.org,2002:merge"
+_MOST_PARTS = 200_000  # a few lines of aliases of aliases could make millions
+_NO_SUCH_VALUE = (ArithmeticError, AttributeError, LookupError, ValueError)
+"""What PyYAML's constructors raise for a word that is not what it looks like: 2020-13-45."""
 _STEP = re.compile(r"[^.\[\]]+")
 
 
@@ -50,7 +55,7 @@ class Source:
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
                 raise GuestFileError([f"{name}:1: a guest is a mapping, such as `memory: 64 MiB`"])
-            source.data = source._value(loader, node, ())
+            source.data = _Reader(source, loader).value(node, ())
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else 1
@@ -78,7 +83,7 @@ class Source:
             raise GuestFileError([f"{place}: give it as KEY=VALUE, such as vcpus=2"])
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError, *_NO_SUCH_VALUE):
             raise GuestFileError([f"{place}: {text!r} is no YAML value"]) from None
         part: Any = self.data
         for depth, step in enumerate(path):
@@ -105,30 +110,81 @@ class Source:
         """The part itself where its place is known, else the nearest that it is in."""
         return next(p for n in range(len(path), -1, -1) if (p := path[:n]) in self.places)
 
-    def _value(self, loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> Any:
-        self.places.setdefault(path, f"{self.name}:{node.start_mark.line + 1}")
+
+class _Reader:
+    """Makes data of YAML's nodes, and notes where each part of it is.
+
+    Args:
+        source: what it fills in.
+        loader: of the nodes.
+    """
+
+    def __init__(self, source: Source, loader: yaml.SafeLoader) -> None:
+        self._name = source.name
+        self._places = source.places
+        self._loader = loader
+        self._read: dict[int, _Pairs] = {}
+
+    def value(self, node: yaml.Node, path: Path) -> Any:
+        """What a node stands for."""
+        if len(self._places) > _MOST_PARTS:
+            said = f"no YAML document of ours: it has more than {_MOST_PARTS:,} parts"
+            raise self._wrong(node, (), said)
+        self._places.setdefault(path, f"{self._name}:{node.start_mark.line + 1}")
         if isinstance(node, yaml.MappingNode):
-            loader.flatten_mapping(node)  # the merge key, <<
             found: dict[str, Any] = {}
-            for key_node, value_node in node.value:
-                key = self._key(loader, key_node, path)
-                if key in found:
-                    raise self._wrong(key_node, (*path, key), "is there twice")
-                self.places[(*path, key)] = f"{self.name}:{key_node.start_mark.line + 1}"
-                found[key] = self._value(loader, value_node, (*path, key))
+            for key, (key_node, value_node) in self._pairs(node, path).items():
+                self._places[(*path, key)] = f"{self._name}:{key_node.start_mark.line + 1}"
+                found[key] = self.value(value_node, (*path, key))
             return found
         if isinstance(node, yaml.SequenceNode):
-            return [self._value(loader, one, (*path, i)) for i, one in enumerate(node.value)]
-        return loader.construct_object(node)
+            return [self.value(one, (*path, index)) for index, one in enumerate(node.value)]
+        return self._scalar(node, path)
 
-    def _key(self, loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> str:
-        key = loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else None
+    def _pairs(self, node: yaml.MappingNode, path: Path) -> _Pairs:
+        """Nodes of a mapping by key: its own, and those that a merge key (<<) brings else.
+
+        Not PyYAML's merging: that one takes a key that is there twice for another's.
+        """
+        if id(node) in self._read:
+            return self._read[id(node)]
+        own: _Pairs = {}
+        merged: _Pairs = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                for one in self._to_merge(value_node, path):
+                    merged = self._pairs(one, path) | merged  # the earlier ones count
+                continue
+            key = self._key(key_node, path)
+            if key in own:
+                raise self._wrong(key_node, (*path, key), "is there twice")
+            own[key] = key_node, value_node
+        self._read[id(node)] = merged | own
+        return self._read[id(node)]
+
+    def _to_merge(self, node: yaml.Node, path: Path) -> list[yaml.MappingNode]:
+        named = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        if not all(isinstance(one, yaml.MappingNode) for one in named):
+            raise self._wrong(node, (*path, "<<"), "needs a mapping, or a list of mappings")
+        return list(named)
+
+    def _scalar(self, node: yaml.Node, path: Path) -> Any:
+        try:
+            return self._loader.construct_object(node)
+        except _NO_SUCH_VALUE:
+            mark, kind = node.start_mark, node.tag.rpartition(":")[2]
+            place = f"{self._name}:{mark.line + 1}:{mark.column + 1}"
+            said = f"{node.value[:40]!r} is no {kind}; put a word into quotes"
+            raise GuestFileError([_line(place, path, said)]) from None
+
+    def _key(self, node: yaml.Node, path: Path) -> str:
+        key = self._scalar(node, path) if isinstance(node, yaml.ScalarNode) else None
         if not isinstance(key, str):
             raise self._wrong(node, path, "a key must be a word")
         return key
 
     def _wrong(self, node: yaml.Node, path: Path, message: str) -> GuestFileError:
-        place = f"{self.name}:{node.start_mark.line + 1}"
+        place = f"{self._name}:{node.start_mark.line + 1}"
         return GuestFileError([_line(place, path, message)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import jsonschema
@@ -142,6 +143,31 @@ def test_examples_are_right_for_us_and_for_editors(path: Path) -> None:
             "g.yaml:2: slots[0].address: is",
         ),
         (GUEST + "memory: 1 GiB", "g.yaml:19: memory: is there twice"),
+        ("<<: {vcpus: 1}\nvcpus: 2\nvcpus: 3", "g.yaml:3: vcpus: is there twice"),
+        ("<<: 5", "g.yaml:1: <<: needs a mapping, or a list of mappings"),
+        ("a: &a {}\n<<: [*a, 5]", "g.yaml:2: <<: needs a mapping, or a list of mappings"),
+        ("a: &a {<<: *a}", "g.yaml:1: no YAML: it is nested without end"),
+        ("cpu: 2020-13-45", "g.yaml:1:6: cpu: '2020-13-45' is no timestamp; put a word into"),
+        (
+            'memory: 1M\nvcpus: !!int "x"',
+            "g.yaml:2:8: vcpus: 'x' is no int; put a word into quotes",
+        ),
+        ('vcpus: !!int ""', "g.yaml:1:8: vcpus: '' is no int; put a word into quotes"),
+        ("cpu: !!bool x", "g.yaml:1:6: cpu: 'x' is no bool; put a word into quotes"),
+        ("cpu: !!timestamp x", "g.yaml:1:6: cpu: 'x' is no timestamp; put a word into quotes"),
+        ("2020-13-45: x", "g.yaml:1:1: '2020-13-45' is no timestamp; put a word into quotes"),
+        (f"memory: {'9' * 5000}", "g.yaml:1:9: memory: '9999999999"),
+        (f"memory: {'9' * 5000} T", "g.yaml:1: memory: is more than 8 EiB"),
+        ("memory: 8388608 T", "g.yaml:1: memory: is more than 8 EiB"),
+        (changed("second: 1000", "second: .inf"), "per-second: must be a finite number, not inf"),
+        (
+            "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "".join(
+                f"{one}: &{one} [{', '.join(f'*{before}' for _ in range(10))}]\n"
+                for before, one in itertools.pairwise("abcdefghijklmnop")
+            ),
+            "no YAML document of ours: it has more than 200,000 parts",
+        ),
         ("memory: [64\nvcpus: 1\n", "g.yaml:2: no YAML: expected"),
         ("memory: 64 MiB\non: 1", "g.yaml:2: a key must be a word"),
         ("memory: 64 MiB\nextra: [\x01]", "g.yaml:2: no YAML: special characters"),
@@ -164,6 +190,38 @@ def test_all_mistakes_are_told_in_the_order_of_the_file() -> None:
     assert [line.split(":")[1] for line in found] == ["1", "2", "3", "4"]
     with pytest.raises(UsageError, match=r"^g:1: vcpus: .* \(and 3 more\)$"):
         parse_guest(text, name="g")
+
+
+def test_a_merge_key_gives_what_is_not_there_otherwise() -> None:
+    text = """\
+memory: 64 MiB
+workload:
+  regions:
+    - &a {name: a, address: 16 MiB, size: 8 MiB}
+    - &b {<<: *a, name: b, address: 32 MiB}
+    - {<<: [*b, *a], name: c, size: 4 MiB}
+  streams: [{pattern: loop}]
+backends:
+  - &first {id: x, size: 1 MiB}
+  - &second {<<: *first, id: y}
+  - {<<: *second, id: z}
+"""
+    guest = parse_guest(text)
+    assert guest.workload is not None
+    assert [(r.name, r.address, r.size) for r in guest.workload.regions] == [
+        ("a", 16 * MIB, 8 * MIB),
+        ("b", 32 * MIB, 8 * MIB),
+        ("c", 32 * MIB, 4 * MIB),
+    ]
+    assert [one.id for one in guest.backends] == ["x", "y", "z"]
+    (found,) = problems(text.replace("id: z", "id: z, size: x"))
+    assert found.startswith("g.yaml:11: backends[2].size: 'x' is no size")
+
+
+def test_an_alias_to_a_mapping_that_merges() -> None:
+    """It is come upon twice."""
+    text = "memory: 64 MiB\ndevices:\n- &a {driver: x}\n- &b {<<: *a, driver: y}\n- *b\n"
+    assert [one.driver for one in parse_guest(text).devices] == ["x", "y", "y"]
 
 
 def test_assignments_are_put_over_the_file() -> None:
@@ -198,6 +256,8 @@ def test_assignments_are_put_over_the_file() -> None:
         ("slots[1].size=1M", "--set slots[1].size=1M: there is no slots[1]"),
         ("memory.size=1M", "--set memory.size=1M: there is no memory.size"),
         ("vcpus=[", "--set vcpus=[: '[' is no YAML value"),
+        ("vcpus=2020-13-45", "--set vcpus=2020-13-45: '2020-13-45' is no YAML value"),
+        ("vcpus=!!int x", "--set vcpus=!!int x: '!!int x' is no YAML value"),
         ("workload.streams[0]={pattern: lop}", "}: workload.streams[0].pattern: unknown pattern"),
     ],
 )
