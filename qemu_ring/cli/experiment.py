@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from qemu_ring.cli.experiment_live import Live
@@ -31,6 +32,7 @@ from qemu_ring.experiment import (
     ExperimentFileError,
     ExperimentPlan,
     Results,
+    Status,
     Store,
     Watcher,
     cluster_identity,
@@ -73,7 +75,18 @@ _scheduler_option = click.option(
     metavar="ADDRESS",
     help="Run on the workers of this Dask scheduler; each declares KVM and MEMORY.",
 )
+_AGAIN = (Status.REFUSED, Status.CRASHED, Status.TIMEOUT, Status.NOT_CONVERGED)
+"""What can be tried again: not a run that told something of the guest's memory."""
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def _statuses(_: click.Context, option: click.Parameter, text: str | None) -> list[Status]:
+    """Words with commas between them, as statuses; an option's callback."""
+    words = [] if text is None else [word.strip() for word in text.split(",")]
+    if not {*words} <= {*_AGAIN}:
+        known = ", ".join(_AGAIN)
+        raise click.BadParameter(f"{text!r} is not of {known}, with commas between", param=option)
+    return [Status(word) for word in words]
 
 
 @click.group("experiment")
@@ -149,6 +162,18 @@ def run_command(
 @_cpus_option
 @_memory_option
 @_scheduler_option
+@click.option(
+    "--retry",
+    metavar="STATUS,...",
+    callback=_statuses,
+    help=f"Make runs of these statuses again: {', '.join(_AGAIN)}.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="Measured runs of each cell, if they are to be more than before.",
+)
 @_json_option
 def resume_command(
     directory: Path,
@@ -156,15 +181,23 @@ def resume_command(
     cpus: int | None,
     memory: int | None,
     scheduler: str | None,
+    retry: list[Status],
+    repeats: int | None,
     as_json: bool,
 ) -> int:
-    """Go on with an experiment, from its results alone."""
+    """Go on with an experiment, from its results alone.
+
+    Of a run that is made again the last record counts; the former ones stay in the file.
+    """
     before = read_results(directory)  # so that no directory is made by mistake
     where = _Where.of(cpus, memory, scheduler)
     noted = before.experiment.get("qemu") or {}
     identity = where.qemu_identity(list(before.cells.values()), qemu or noted.get("path"))
     with Store(directory) as store:
-        return _go(store, store.resume(identity), identity, where, as_json=as_json)
+        results = store.resume(identity)
+        if repeats is not None:
+            results = store.extend(results, repeats)
+        return _go(store, results.without(retry), identity, where, as_json=as_json)
 
 
 for _command in (list_command, show_command, compare_command, report_command, export_command):
@@ -288,7 +321,7 @@ def _print_plan(plan: ExperimentPlan, *, as_json: bool) -> None:
         table.add_column(heading, justify="right")
     for cell in plan.cells:
         table.add_row(
-            cell.name,
+            escape(cell.name),
             cell.id,
             f"{cell.guests_bytes >> 20:,}",
             f"{cell.estimate_seconds():.1f}",

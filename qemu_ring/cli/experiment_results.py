@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
@@ -12,23 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from qemu_ring.cli.experiment_compare import compare_command
+from qemu_ring.cli.experiment_print import console, number, statuses_words, table_of
 from qemu_ring.cli.output import print_json
 from qemu_ring.errors import ExitStatus, UsageError
-from qemu_ring.experiment import (
-    Cell,
-    Criteria,
-    Results,
-    ResultsComparison,
-    StoreError,
-    compare_results,
-    export,
-    read_results,
-)
-from qemu_ring.experiment.compare import METRICS, Verdict
+from qemu_ring.experiment import Cell, Results, StoreError, export, read_results
 
 __all__ = [
     "compare_command",
@@ -42,8 +30,6 @@ __all__ = [
 ]
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
-_COLOURS = {Verdict.WORSE: "bold red", Verdict.BETTER: "green", Verdict.TOO_FEW: "yellow"}
-_WIDTH = 200
 _RESULTS = Path("results")
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -70,7 +56,7 @@ def list_command(directory: Path, as_json: bool) -> int:
             }
         )
         return ExitStatus.GOOD
-    table = _table("directory", "experiment", "begun", ("done", "of"), "statuses")
+    table = table_of("directory", "experiment", "begun", ("done", "of"), "statuses")
     for one in found:
         line = _line(one)
         begun = datetime.fromtimestamp(line["created"], timezone.utc).astimezone()
@@ -80,9 +66,9 @@ def list_command(directory: Path, as_json: bool) -> int:
             f"{begun:%Y-%m-%d %H:%M}",
             str(line["done"]),
             str(line["runs"]),
-            _words(line["statuses"]),
+            statuses_words(line["statuses"]),
         )
-    console().print(table if found else f"no results below {directory}")
+    console(markup=False).print(table if found else f"no results below {directory}")
     return ExitStatus.GOOD
 
 
@@ -111,68 +97,6 @@ def show_command(directory: Path, cell: str | None, as_json: bool) -> int:
         print_json(schema | chosen[0].as_dict() | {"runs": records})
     else:
         _print_cell(chosen[0], records)
-    return ExitStatus.GOOD
-
-
-@click.command("compare")
-@click.argument("a", metavar="A", type=_DIRECTORY)
-@click.argument("b", metavar="[B]", type=_DIRECTORY, required=False)
-@click.option("--a", "where_a", metavar="KEY=VALUE", multiple=True, help="Only these cells of A.")
-@click.option("--b", "where_b", metavar="KEY=VALUE", multiple=True, help="Only these cells of B.")
-@click.option(
-    "--metric",
-    "metrics",
-    type=click.Choice(list(METRICS)),
-    multiple=True,
-    help="What to compare; default: seconds, downtime_seconds, bytes.",
-)
-@click.option("--alpha", type=float, default=0.05, show_default=True, help="False discovery rate.")
-@click.option(
-    "--threshold",
-    type=float,
-    default=0.05,
-    show_default=True,
-    help="Relative change of a median that matters.",
-)
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of intervals.")
-@_json_option
-def compare_command(
-    a: Path,
-    b: Path | None,
-    where_a: tuple[str, ...],
-    where_b: tuple[str, ...],
-    metrics: tuple[str, ...],
-    alpha: float,
-    threshold: float,
-    confidence: float,
-    as_json: bool,
-) -> int:
-    """Compare the results B with A, or two kinds of cells of A.
-
-    Exits with 1 if B is worse in anything, and with 4 if no difference could have been found.
-    """
-    if b is None and not (where_a and where_b):
-        raise UsageError("name B, or choose cells of A with --a and --b", hint="see --help")
-    found = compare_results(
-        read_results(a),
-        read_results(b or a),
-        Criteria(
-            metrics=metrics or Criteria().metrics,
-            alpha=alpha,
-            threshold=threshold,
-            confidence=confidence,
-        ),
-        where_a=_where(where_a),
-        where_b=_where(where_b),
-    )
-    if as_json:
-        schema = {"schema": {"name": "qemu-ring.experiment-comparison", "version": 1}}
-        print_json(schema | found.as_dict())
-    else:
-        _print_comparison(found)
-    if found.worse:
-        return ExitStatus.BAD
-    found.require_decided()
     return ExitStatus.GOOD
 
 
@@ -225,11 +149,6 @@ def export_command(directory: Path, output: Path | None, kind: str) -> int:
     return ExitStatus.GOOD
 
 
-def console() -> Console:
-    """Standard output; wide where it is no terminal, so that lines stay whole."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
-
-
 def summary(results: Results) -> dict[str, Any]:
     """What has become of each cell, for JSON."""
     return {
@@ -240,8 +159,11 @@ def summary(results: Results) -> dict[str, Any]:
 
 
 def print_summary(results: Results) -> None:
-    """The same in words; medians are of the runs that completed, without those to warm up."""
-    table = _table(
+    """The same in words.
+
+    Medians are of the runs that completed, without those to warm up; stale pages of all runs.
+    """
+    table = table_of(
         "cell", "id", ("runs", "seconds", "downtime ms", "MiB sent", "stale"), "statuses"
     )
     for cell in results.cells.values():
@@ -250,13 +172,13 @@ def print_summary(results: Results) -> None:
             cell.name,
             cell.id,
             str(found["runs"]),
-            _number(found["seconds"], 1, ".3f"),
-            _number(found["downtime_seconds"], 1e3, ",.1f"),
-            _number(found["bytes"], 1 / (1 << 20), ",.1f"),
+            number(found["seconds"], 1, ".3f"),
+            number(found["downtime_seconds"], 1e3, ",.1f"),
+            number(found["bytes"], 1 / (1 << 20), ",.1f"),
             f"{found['stale_pages']:,}",
-            _words(found["statuses"]),
+            statuses_words(found["statuses"], found["warm_up_statuses"]),
         )
-    console().print(table)
+    console(markup=False).print(table)
 
 
 def _line(results: Results) -> dict[str, Any]:
@@ -271,7 +193,8 @@ def _line(results: Results) -> dict[str, Any]:
 
 
 def _cell(results: Results, cell: Cell) -> dict[str, Any]:
-    records = results.measured(cell.id)
+    every = [one for one in results.records if one["cell"] == cell.id]
+    records = [one for one in every if not one["warm_up"]]
     completed = [one["migration"] for one in records if one["status"] in ("ok", "stale")]
 
     def median(key: str) -> float | None:
@@ -283,92 +206,28 @@ def _cell(results: Results, cell: Cell) -> dict[str, Any]:
         "name": cell.name,
         "runs": len(records),
         "statuses": dict(Counter(one["status"] for one in records)),
+        "warm_up_statuses": dict(Counter(one["status"] for one in every if one["warm_up"])),
         **{key: median(key) for key in ("seconds", "downtime_seconds", "bytes")},
-        "stale_pages": sum(one["stale_pages"] or 0 for one in records),
+        "stale_pages": sum(one["stale_pages"] or 0 for one in every),
     }
 
 
 def _print_cell(cell: Cell, records: Iterable[Mapping[str, Any]]) -> None:
-    out = console()
+    out = console(markup=False)
     out.print(f"{cell.name} ({cell.id})")
     for key, value in cell.parameters.items():
         if value is not None:
-            out.print(f"  {key}: {value}")
-    table = _table(("run", "seconds", "downtime ms", "MiB sent", "passes", "stale"), "status")
+            out.print(f"  {key}: {value}", soft_wrap=True)
+    table = table_of(("run", "seconds", "downtime ms", "MiB sent", "passes", "stale"), "status")
     for one in records:
         migration = one["migration"] or {}
         table.add_row(
             f"{one['repeat']}{' (warm-up)' if one['warm_up'] else ''}",
-            _number(migration.get("seconds"), 1, ".3f"),
-            _number(migration.get("downtime_seconds"), 1e3, ",.1f"),
-            _number(migration.get("bytes"), 1 / (1 << 20), ",.1f"),
+            number(migration.get("seconds"), 1, ".3f"),
+            number(migration.get("downtime_seconds"), 1e3, ",.1f"),
+            number(migration.get("bytes"), 1 / (1 << 20), ",.1f"),
             str(len(migration.get("iterations", ()))),
-            _number(one["stale_pages"], 1, ",.0f"),
+            number(one["stale_pages"], 1, ",.0f"),
             ": ".join(filter(None, (one["status"], one["error"]))),
         )
     out.print(table)
-
-
-def _print_comparison(found: ResultsComparison) -> None:
-    out = console()
-    table = _table("", ("runs", "A", "B", "change", "interval", "q"), "")
-    for cell in found.cells:
-        table.add_row(f"[bold]{escape(cell.name)}[/]")
-        for one in cell.differences:
-            interval = "" if one.interval is None else "{:+.1%} to {:+.1%}".format(*one.interval)
-            colour = _COLOURS.get(one.verdict, "")
-            verdict = str(one.verdict).replace("-", " ")
-            table.add_row(
-                f"  {METRICS[one.metric]}",
-                f"{one.runs[0]}, {one.runs[1]}",
-                *(_value(one.metric, median) for median in one.medians),
-                "" if one.change is None else f"{one.change:+.1%}",
-                interval,
-                f"{one.q:.3g}",
-                f"[{colour}]{verdict}[/]" if colour else verdict,
-            )
-    out.print(table)
-    for cell in found.cells:
-        for regression in cell.regressions:
-            out.print(f"[bold red]{cell.name}: {regression}[/]", soft_wrap=True)
-    for key, (a, b) in found.unlike.items():
-        out.print(f"A and B differ in {key}: {a}, {b}", soft_wrap=True)
-    for side, names in (("A", found.only_a), ("B", found.only_b)):
-        for name in names:
-            out.print(f"only in {side}: {name}", soft_wrap=True)
-
-
-def _value(metric: str, value: float) -> str:
-    if metric == "bytes":
-        return f"{value / (1 << 20):,.1f} MiB"
-    return f"{value:.3f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
-
-
-def _where(assignments: Iterable[str]) -> dict[str, str]:
-    found = {}
-    for one in assignments:
-        key, equals, value = one.partition("=")
-        if not equals:
-            raise UsageError(f"{one} is not KEY=VALUE", hint="such as tracking=ring:4096")
-        found[key] = value
-    return found
-
-
-def _words(statuses: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {status}" for status, count in statuses.items())
-
-
-def _number(value: float | None, factor: float, form: str) -> str:
-    return "" if value is None else format(value * factor, form)
-
-
-def _table(*headings: str | tuple[str, ...]) -> Table:
-    """A plain table; headings of numbers stand together in a tuple."""
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        if isinstance(heading, tuple):
-            for one in heading:
-                table.add_column(one, justify="right")
-        else:
-            table.add_column(heading)
-    return table

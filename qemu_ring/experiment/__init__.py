@@ -1,8 +1,13 @@
 """Scripted migration experiments: a YAML file to plan, run, resume, compare and read back."""
 
 from qemu_ring.experiment.cluster import cluster_identity, run_on_cluster
-from qemu_ring.experiment.compare import Criteria, ResultsComparison, compare_results
-from qemu_ring.experiment.errors import ExperimentFileError, StoreError, TooFewRunsError
+from qemu_ring.experiment.compare import compare_results
+from qemu_ring.experiment.errors import (
+    ExperimentFileError,
+    NothingInCommonError,
+    StoreError,
+    UndecidedError,
+)
 from qemu_ring.experiment.load import load_experiment, parse_experiment
 from qemu_ring.experiment.plan import Cell, ExperimentPlan, Run
 from qemu_ring.experiment.record import Status
@@ -10,6 +15,7 @@ from qemu_ring.experiment.runner import Budget, Watcher, qemu_identity, run_expe
 from qemu_ring.experiment.schema import json_schema
 from qemu_ring.experiment.store import Results, Store, read_results
 from qemu_ring.experiment.tables import export, read, rows
+from qemu_ring.experiment.verdicts import Criteria, ResultsComparison
 
 __all__ = [  # noqa: RUF022 - in order of importance
     "load_experiment",
@@ -36,5 +42,6 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "ResultsComparison",
     "ExperimentFileError",
     "StoreError",
-    "TooFewRunsError",
+    "NothingInCommonError",
+    "UndecidedError",
 ]

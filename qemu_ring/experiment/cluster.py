@@ -21,6 +21,7 @@ from qemu_ring.experiment.plan import Cell, Run
 from qemu_ring.experiment.process import empty_record, run_labels
 from qemu_ring.experiment.record import Status
 from qemu_ring.experiment.runner import Watcher, keep_record
+from qemu_ring.experiment.stop import StopRules
 from qemu_ring.experiment.store import Results, Store
 
 if TYPE_CHECKING:
@@ -98,12 +99,14 @@ async def run_on_cluster(
         scheduler: the Dask scheduler's address.
         qemu: what `cluster_identity` told, for cells that name none.
         watcher: told of each run; of one that is run again, too.
-        patience: seconds to go on without any worker.
+        patience: seconds to go on without any worker, or to keep a run that no worker can take
+            any more.
 
     Raises:
         StoreError: a record could not be kept.
         UsageError: no scheduler answers.
-        QemuRingError: the scheduler, or all workers, are gone; what was kept stays.
+        QemuRingError: the scheduler, or all workers, are gone, or the experiment's own rules
+            ended it; what was kept stays.
     """
     async with _connected(scheduler) as client:
         runner = _Runner(client, scheduler, patience)
@@ -152,29 +155,57 @@ class _Runner:
         self._last_seen: float | None = None
         self._started = time.monotonic()
         self._topic = f"qemu-ring-{uuid.uuid4()}"
-        self._going: dict[asyncio.Task[None], tuple[str, int]] = {}
+        self._largest = 0.0
+        self._going: dict[asyncio.Task[None], Run] = {}
+        self._stuck: dict[asyncio.Task[None], float] = {}
+        self._over: set[tuple[str, int]] = set()
 
     async def run(
         self, store: Store, results: Results, qemu: Mapping[str, Any] | None, watcher: Watcher
     ) -> None:
         self._store, self._results, self._watcher = store, results, watcher
-        waiting = deque(results.left)
+        waiting, rules, stopped = deque(results.left), StopRules(results), None
+        self._rules = rules
         self._client.subscribe_topic(self._topic, self._began)  # type: ignore[no-untyped-call]
         try:
             while waiting or self._going:
                 workers = await self._workers()
                 self._require_any(workers)
+                await self._give_up_stuck(workers)
+                if waiting and (stopped := rules.error()) is not None:
+                    waiting.clear()
                 slots = sum(int(resources[KVM]) for resources in workers.values())
-                while waiting and workers and len(self._going) < slots:
+                while waiting and workers and len(self._going) - len(self._stuck) < slots:
                     run = waiting.popleft()
-                    task = asyncio.create_task(self._one(run, qemu, workers))
-                    self._going[task] = run.key
+                    task = asyncio.create_task(self._one(run, qemu))
+                    self._going[task] = run
                 await self._some_end()
         finally:
             for task in self._going:
                 task.cancel()
             if self._going:
                 await asyncio.wait(self._going)
+        if stopped is not None:
+            raise stopped
+
+    async def _give_up_stuck(self, workers: Workers) -> None:
+        """Refuse the runs under way that no worker has been able to take for long.
+
+        Theirs has died: the scheduler keeps them until another like it comes, if ever.
+        """
+        if not workers:
+            return  # another matter: all are gone
+        now, most = time.monotonic(), _most_memory(workers)
+        self._largest = max(self._largest, most)
+        for task, run in list(self._going.items()):
+            cell = self._results.cells[run.cell]
+            if cell.guests_bytes <= most or run.key in self._over:
+                self._stuck.pop(task, None)
+            elif now - self._stuck.setdefault(task, now) >= self._patience:
+                task.cancel()
+                await asyncio.wait({task})
+                del self._going[task], self._stuck[task]
+                await self._keep(cell, run, _too_large(cell, run, most, " any more"))
 
     async def wait_for_worker(self) -> None:
         """Wait for a worker that can run something."""
@@ -216,21 +247,22 @@ class _Runner:
         )
         for task in done:
             del self._going[task]
+            self._stuck.pop(task, None)
             task.result()
 
-    async def _one(self, run: Run, qemu: Mapping[str, Any] | None, workers: Workers) -> None:
+    async def _one(self, run: Run, qemu: Mapping[str, Any] | None) -> None:
         cell = self._results.cells[run.cell]
-        most = max(resources.get(MEMORY, 0) for resources in workers.values())
-        if cell.guests_bytes > most:
-            why = (
-                f"its guests need {cell.guests_bytes >> 20} MiB, and no worker declares more "
-                f"MEMORY than {int(most) >> 20} MiB"
-            )
+        if cell.guests_bytes > self._largest:
             self._watcher.started(cell, run)
-            record = empty_record(Status.REFUSED, why) | run_labels(run, time.time(), 0.0)
+            record = _too_large(cell, run, self._largest)
         else:
             record = await self._remote(cell, run, qemu)
+        self._over.add(run.key)
+        await self._keep(cell, run, record)
+
+    async def _keep(self, cell: Cell, run: Run, record: dict[str, Any]) -> None:
         await keep_record(self._store, self._results, cell, run, record, self._watcher)
+        self._rules.ended(record)
 
     async def _remote(self, cell: Cell, run: Run, qemu: Mapping[str, Any] | None) -> dict[str, Any]:
         from distributed import CancelledError
@@ -245,6 +277,7 @@ class _Runner:
             cell.as_dict(),
             asked,
             None if qemu is None else dict(qemu),
+            dict(self._results.experiment.get("inputs", {})),
             __version__,
             key,
             self._topic,
@@ -260,6 +293,9 @@ class _Runner:
             words = " ".join(f"{type(error).__name__}: {error}".split())
             record = empty_record(Status.CRASHED, words)
             record |= run_labels(run, started, time.monotonic() - clock)
+        finally:
+            # Of one that was given up: no worker is to begin it any more.
+            task.release()  # type: ignore[no-untyped-call]
         return record
 
     def _scheduler_gone(self) -> QemuRingError:
@@ -270,6 +306,19 @@ class _Runner:
     def _began(self, event: tuple[float, Mapping[str, Any]]) -> None:
         """A worker told that it begins a run; the second time, if it was another's before."""
         key = event[1]["cell"], event[1]["repeat"]
-        if key in self._going.values():
-            run = next(one for one in self._results.runs if one.key == key)
+        run = next((one for one in self._going.values() if one.key == key), None)
+        if run is not None:
             self._watcher.started(self._results.cells[run.cell], run)
+
+
+def _most_memory(workers: Workers) -> float:
+    return max(resources.get(MEMORY, 0) for resources in workers.values())
+
+
+def _too_large(cell: Cell, run: Run, most: float, when: str = "") -> dict[str, Any]:
+    """The record of a run that no worker can take."""
+    why = (
+        f"its guests need {cell.guests_bytes >> 20} MiB, and no worker declares more "
+        f"MEMORY than {int(most) >> 20} MiB{when}"
+    )
+    return empty_record(Status.REFUSED, why) | run_labels(run, time.time(), 0.0)

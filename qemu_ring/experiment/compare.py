@@ -2,182 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from qemu_ring.errors import UsageError
-from qemu_ring.experiment.errors import TooFewRunsError
-from qemu_ring.experiment.matrix import label_of
-from qemu_ring.experiment.parameters import named_by_parameters
+from qemu_ring.experiment import significance
+from qemu_ring.experiment.circumstances import (
+    provenance_differences,
+    specification_differences,
+)
+from qemu_ring.experiment.matching import Matched, match_cells
 from qemu_ring.experiment.plan import Cell
+from qemu_ring.experiment.record import Status
 from qemu_ring.experiment.store import Results
+from qemu_ring.experiment.verdicts import (
+    METRICS,
+    CellComparison,
+    Completion,
+    Criteria,
+    Difference,
+    ResultsComparison,
+    Verdict,
+)
 
-__all__ = [
-    "METRICS",
-    "CellComparison",
-    "Criteria",
-    "Difference",
-    "ResultsComparison",
-    "Verdict",
-    "compare_results",
-]
+__all__ = ["compare_results"]
 
-METRICS: Final = {
-    "seconds": "time to migrate",
-    "downtime_seconds": "downtime",
-    "guest_downtime_seconds": "downtime, by the guest",
-    "qemu_downtime_seconds": "downtime, by QEMU",
-    "setup_seconds": "time to set up",
-    "bytes": "bytes sent",
-}
-"""What can be compared; of all of them less is better."""
-_RESAMPLES = 4999
-_SEED = 1  # so that the same results give the same intervals
+_COMPLETED = (Status.OK.value, Status.STALE.value)  # a stale run did complete
+_NEVER_NEW = (Status.CRASHED.value, Status.TIMEOUT.value)
+_OF_THE_GUEST = ("downtime_seconds", "guest_downtime_seconds")
+"""What `verify` makes something else, for the guest stands still while memory is compared."""
 
-
-class Verdict(str, Enum):
-    """What became of a metric, from A to B."""
-
-    WORSE = "worse"
-    BETTER = "better"
-    SAME = "same"
-    """No difference was shown, or one too small to matter."""
-    TOO_FEW = "too-few"
-    """There are too few runs for any difference to be shown."""
-
-    __str__ = str.__str__
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Criteria:
-    """When something counts as worse.
-
-    Args:
-        metrics: which of METRICS.
-        alpha: the share of false alarms among the differences found (false discovery rate).
-        threshold: the relative change of the median that matters.
-        confidence: of the intervals.
-
-    Raises:
-        UsageError: a value that cannot be.
-    """
-
-    metrics: tuple[str, ...] = ("seconds", "downtime_seconds", "bytes")
-    alpha: float = 0.05
-    threshold: float = 0.05
-    confidence: float = 0.95
-
-    def __post_init__(self) -> None:
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise UsageError(f"no metric {metric}", hint=f"known: {', '.join(METRICS)}")
-        for name, value in (("alpha", self.alpha), ("confidence", self.confidence)):
-            if not 0 < value < 1:
-                raise UsageError(f"{name} must be between 0 and 1, not {value:g}")
-        if self.threshold < 0:
-            raise UsageError(f"the threshold must not be below 0, but is {self.threshold:g}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """One metric of one cell.
-
-    Args:
-        metric: which.
-        runs: completed in A and in B.
-        medians: in A and in B.
-        change: of the median, relative to A's; None where that is 0.
-        interval: of that change, by bootstrap; None with fewer than two runs on a side.
-        p: of the Mann-Whitney rank test, two-sided.
-        q: the same corrected for all comparisons made (Benjamini-Hochberg).
-        least_p: the least that so few runs can give.
-        verdict: what that comes to.
-    """
-
-    metric: str
-    runs: tuple[int, int]
-    medians: tuple[float, float]
-    change: float | None
-    interval: tuple[float, float] | None
-    p: float
-    q: float = 1.0
-    least_p: float
-    verdict: Verdict = Verdict.SAME
-
-
-@dataclass(frozen=True, slots=True)
-class CellComparison:
-    """One cell in A and in B.
-
-    Args:
-        name: what tells it from the others.
-        statuses: how often each status in A and in B.
-        differences: its metrics.
-        regressions: what got worse other than by a metric, in words.
-    """
-
-    name: str
-    statuses: tuple[dict[str, int], dict[str, int]]
-    differences: tuple[Difference, ...]
-    regressions: tuple[str, ...]
-
-    @property
-    def worse(self) -> bool:
-        """Whether anything of it got worse."""
-        bad = any(one.verdict is Verdict.WORSE for one in self.differences)
-        return bad or bool(self.regressions)
-
-
-@dataclass(frozen=True, slots=True)
-class ResultsComparison:
-    """All cells that A and B have in common.
-
-    Args:
-        cells: compared.
-        unlike: parameters that differ throughout: their values in A and in B.
-        only_a, only_b: names of cells that the other one lacks.
-    """
-
-    cells: tuple[CellComparison, ...]
-    unlike: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    only_a: tuple[str, ...] = ()
-    only_b: tuple[str, ...] = ()
-
-    @property
-    def worse(self) -> bool:
-        """Whether B is worse in anything."""
-        return any(cell.worse for cell in self.cells)
-
-    def require_decided(self) -> None:
-        """Check that a regression would have been seen; for one who relies on there being none.
-
-        Raises:
-            TooFewRunsError: nothing completed in both, or there were too few runs.
-        """
-        found = [one for cell in self.cells for one in cell.differences]
-        if not found:
-            raise TooFewRunsError("no cell has completed runs in both, so nothing was compared")
-        few = [one for one in found if one.verdict is Verdict.TOO_FEW]
-        if len(few) == len(found):
-            raise TooFewRunsError(
-                f"{min(one.runs[0] for one in few)} and {min(one.runs[1] for one in few)} runs "
-                "are too few to show any difference",
-                hint="4 of each can for a single comparison; more repeats are better",
-            )
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "worse": self.worse,
-            "cells": [asdict(cell) | {"worse": cell.worse} for cell in self.cells],
-            "unlike": self.unlike,
-            "only_a": self.only_a,
-            "only_b": self.only_b,
-        }
+Record = Mapping[str, Any]
 
 
 def compare_results(
@@ -187,178 +43,259 @@ def compare_results(
     *,
     where_a: Mapping[str, str] | None = None,
     where_b: Mapping[str, str] | None = None,
+    only_common: bool = False,
 ) -> ResultsComparison:
-    """Compare B with A. Warm-up runs do not count.
+    """Compare B with A. Warm-up runs do not count, unless they lost memory, crashed or hung.
 
     Cells are matched by their axes. With `where_a` and `where_b`, only cells with these
     parameters are taken, and matched by their other axes: so two values of an axis can be
     compared, within one experiment.
 
+    Args:
+        a, b: what to compare.
+        criteria: when something counts as worse.
+        where_a, where_b: which cells of each.
+        only_common: cells that only one of them has leave nothing undecided.
+
     Raises:
-        UsageError: A and B have no cell in common.
+        NothingInCommonError: A and B have no cell in common.
+        UsageError: a choice that cannot be.
     """
     criteria = criteria or Criteria()
-    where_a, where_b = where_a or {}, where_b or {}
-    aside = {*where_a, *where_b}
-    cells_a, cells_b = _cells(a, where_a, aside), _cells(b, where_b, aside)
-    common = [key for key in cells_a if key in cells_b]
-    if not common:
-        raise UsageError(
-            "they have no cell in common",
-            hint="see `qemu-ring experiment show` for the axes, and --a and --b to choose",
-        )
-    compared = [_cell(a, cells_a[key], b, cells_b[key], criteria) for key in common]
+    matched = match_cells(a, b, where_a or {}, where_b or {})
+    by_cell = _by_cell(a), _by_cell(b)
+    compared = [
+        _Pair(one, other, (by_cell[0].get(one.id, []), by_cell[1].get(other.id, [])))
+        for one, other in matched.pairs
+    ]
+    cells = _judged(compared, criteria)
+    of_a = [one for one, _ in matched.pairs]
+    of_b = [one for _, one in matched.pairs]
+    if not only_common:
+        of_a += matched.only_a
+        of_b += matched.only_b
     return ResultsComparison(
-        cells=tuple(_corrected(compared, criteria)),
-        unlike=_unlike([(cells_a[key], cells_b[key]) for key in common]),
-        only_a=tuple(one.name for key, one in cells_a.items() if key not in cells_b),
-        only_b=tuple(one.name for key, one in cells_b.items() if key not in cells_a),
+        cells=tuple(cells),
+        regressions=tuple(_lost_elsewhere(by_cell[1], matched)),
+        undecided=(
+            *_unfinished("A", a, of_a),
+            *_unfinished("B", b, of_b),
+            *(() if only_common else _unmatched(matched)),
+            *_not_compared(compared, criteria),
+            *_too_few(cells),
+        ),
+        unlike=specification_differences(matched.pairs),
+        provenance=provenance_differences(
+            *([record for one in compared for record in one.records[side]] for side in (0, 1))
+        ),
+        only_a=tuple(cell.name for cell in matched.only_a),
+        only_b=tuple(cell.name for cell in matched.only_b),
     )
 
 
-def _cells(
-    results: Results, where: Mapping[str, str], aside: set[str]
-) -> dict[frozenset[tuple[str, str]], Cell]:
-    """The cells with these parameters, by their other axes."""
-    found: dict[frozenset[tuple[str, str]], Cell] = {}
-    for cell in results.cells.values():
-        known = {key: label_of(value) for key, value in cell.parameters.items()}
-        known |= dict(cell.axes)
-        unknown = [key for key in where if key not in known]
-        if unknown:
-            raise UsageError(
-                f"{results.directory} has no parameter {unknown[0]}",
-                hint=f"it has {', '.join(known)}",
-            )
-        if any(known[key] != value for key, value in where.items()):
-            continue
-        rest = {
-            key: label
-            for key, label in cell.axes.items()
-            if key not in aside and named_by_parameters(key) not in aside
-        }
-        key = frozenset(rest.items())
-        if key in found:
-            raise UsageError(
-                f"{found[key].name} and {cell.name} of {results.directory} would be one cell",
-                hint="choose one of them with --a or --b",
-            )
-        found[key] = cell
-    return found
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A cell of A and that of B, with what is known of them."""
 
+    a: Cell
+    b: Cell
+    records: tuple[Sequence[Record], Sequence[Record]]
 
-def _cell(a: Results, cell_a: Cell, b: Results, cell_b: Cell, criteria: Criteria) -> CellComparison:
-    records = a.measured(cell_a.id), b.measured(cell_b.id)
-    statuses = tuple(dict(Counter(one["status"] for one in side)) for side in records)
-    differences = []
-    for metric in criteria.metrics:
-        values_a, values_b = (_values(side, metric) for side in records)
-        if values_a and values_b:
-            differences.append(_difference(metric, values_a, values_b, criteria))
-    name = cell_a.name if cell_a.name == cell_b.name else f"{cell_a.name} -> {cell_b.name}"
-    return CellComparison(
-        name, (statuses[0], statuses[1]), tuple(differences), tuple(_broken(*statuses))
-    )
+    @property
+    def name(self) -> str:
+        return self.a.name if self.a.name == self.b.name else f"{self.a.name} -> {self.b.name}"
 
+    @property
+    def same_verify(self) -> bool:
+        return bool(self.a.specification["verify"] == self.b.specification["verify"])
 
-def _broken(a: Mapping[str, int], b: Mapping[str, int]) -> list[str]:
-    """What needs no statistics."""
-    found = []
-    if b.get("stale") and not a.get("stale"):
-        found.append(f"{b['stale']} of {sum(b.values())} runs of B lost memory, and none of A")
-    if a.get("ok") and b and not b.get("ok") and not b.get("stale"):
-        words = ", ".join(f"{count} {status}" for status, count in b.items())
-        found.append(f"no run of B completed ({words})")
-    return found
-
-
-def _values(records: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
-    """Of the runs that completed; a stale one did."""
-    completed = [one["migration"] for one in records if one["status"] in ("ok", "stale")]
-    return [float(one[metric]) for one in completed if one and one[metric] is not None]
-
-
-def _statistics() -> Any:
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise UsageError(
-            "scipy is not installed", hint="pip install qemu-ring[experiment]"
-        ) from error
-    return stats
-
-
-def _difference(metric: str, a: list[float], b: list[float], criteria: Criteria) -> Difference:
-    stats = _statistics()
-    import numpy as np
-
-    medians = float(np.median(a)), float(np.median(b))
-    interval = None
-    if medians[0] and min(len(a), len(b)) > 1:
-
-        def change(one: Any, other: Any, axis: int = -1) -> Any:
-            before = np.median(one, axis=axis)
-            return (np.median(other, axis=axis) - before) / before
-
-        found = stats.bootstrap(
-            (np.array(a), np.array(b)),
-            change,
-            n_resamples=_RESAMPLES,
-            confidence_level=criteria.confidence,
-            method="percentile",
-            vectorized=True,
-            rng=np.random.default_rng(_SEED),
-        ).confidence_interval
-        interval = float(found.low), float(found.high)
-    p = float(stats.mannwhitneyu(a, b, alternative="two-sided").pvalue)
-    return Difference(
-        metric=metric,
-        runs=(len(a), len(b)),
-        medians=medians,
-        change=(medians[1] - medians[0]) / medians[0] if medians[0] else None,
-        interval=interval,
-        p=1.0 if math.isnan(p) else p,
-        least_p=2 / math.comb(len(a) + len(b), len(a)),
-    )
-
-
-def _corrected(cells: Sequence[CellComparison], criteria: Criteria) -> list[CellComparison]:
-    """With q and the verdicts, which need all comparisons together."""
-    stats = _statistics()
-    all_p = [one.p for cell in cells for one in cell.differences]
-    all_q = iter(stats.false_discovery_control(all_p) if all_p else [])
-    return [
-        replace(
-            cell,
-            differences=tuple(
-                _judged(one, float(next(all_q)), criteria) for one in cell.differences
-            ),
+    def statuses(self, *, warm_up: bool) -> tuple[dict[str, int], dict[str, int]]:
+        here, there = (
+            dict(Counter(one["status"] for one in side if one["warm_up"] is warm_up))
+            for side in self.records
         )
-        for cell in cells
+        return here, there
+
+    def values(self, metric: str) -> tuple[list[float], list[float]]:
+        """Of the measured runs that completed, in A and in B."""
+        here, there = (
+            [float(one[metric]) for one in _completed(side) if one[metric] is not None]
+            for side in self.records
+        )
+        return here, there
+
+    def compares(self, metric: str) -> bool:
+        return self.same_verify or metric not in _OF_THE_GUEST
+
+
+def _judged(pairs: Sequence[_Pair], criteria: Criteria) -> list[CellComparison]:
+    """All cells: each metric of all of them is judged at once."""
+    completions = significance.judge_completions([_completion(one) for one in pairs], criteria)
+    differences: dict[int, list[Difference]] = {place: [] for place in range(len(pairs))}
+    for metric in criteria.metrics:
+        places, found = [], []
+        for place, pair in enumerate(pairs):
+            here, there = pair.values(metric)
+            if here and there and pair.compares(metric):
+                places.append(place)
+                found.append(significance.difference(metric, here, there, criteria))
+        for place, one in zip(places, significance.judge_differences(found, criteria), strict=True):
+            differences[place].append(_by_survivors(one, completions[place]))
+    return [
+        CellComparison(
+            name=pair.name,
+            ids=(pair.a.id, pair.b.id),
+            statuses=pair.statuses(warm_up=False),
+            warm_up_statuses=pair.statuses(warm_up=True),
+            completion=completions[place],
+            differences=tuple(differences[place]),
+            regressions=tuple(_broken(pair.records)),
+        )
+        for place, pair in enumerate(pairs)
     ]
 
 
-def _judged(one: Difference, q: float, criteria: Criteria) -> Difference:
-    verdict = Verdict.SAME
-    if one.least_p > criteria.alpha:
-        verdict = Verdict.TOO_FEW
-    elif q <= criteria.alpha:
-        change = one.medians[1] - one.medians[0] if one.change is None else one.change
-        if change > (0 if one.change is None else criteria.threshold):
-            verdict = Verdict.WORSE
-        elif one.change is not None and change < -criteria.threshold:
-            verdict = Verdict.BETTER
-    return replace(one, q=q, verdict=verdict)
+def _completion(pair: _Pair) -> tuple[Completion, significance.Tested]:
+    runs_a, runs_b = (sum(one.values()) for one in pair.statuses(warm_up=False))
+    done_a, done_b = (
+        sum(one.get(status, 0) for status in _COMPLETED) for one in pair.statuses(warm_up=False)
+    )
+    return significance.completion((runs_a, runs_b), (done_a, done_b))
 
 
-def _unlike(pairs: Sequence[tuple[Cell, Cell]]) -> dict[str, tuple[Any, Any]]:
-    """Parameters, not the axes that cells were matched by, that differ in all pairs alike."""
-    found: dict[str, tuple[Any, Any]] = {}
-    first, second = (one.parameters for one in pairs[0])
-    for key in dict.fromkeys([*first, *second]):
-        values = {(one.parameters.get(key), other.parameters.get(key)) for one, other in pairs}
-        if len(values) == 1:
-            one, other = values.pop()
-            if one != other:
-                found[key] = (one, other)
+def _by_survivors(one: Difference, completion: Completion) -> Difference:
+    if one.verdict is Verdict.BETTER and completion.fell:
+        return replace(one, verdict=Verdict.INCOMPARABLE)
+    return one
+
+
+def _broken(records: tuple[Sequence[Record], Sequence[Record]]) -> Iterator[str]:
+    """What needs no statistics; runs to warm up are no excuse."""
+    a, b = records
+    total = len(b)
+    if lost := _stale(b):
+        before = _stale(a)
+        was = f"{len(before)} of {len(a)} of A ({_pages(before)})" if before else "none of A"
+        yield f"{len(lost)} of {total} runs of B lost memory ({_pages(lost)}), and {was}"
+    for status in _NEVER_NEW:
+        count = sum(one["status"] == status for one in b)
+        if count and not any(one["status"] == status for one in a):
+            did = "timed out" if status == Status.TIMEOUT.value else status
+            yield f"{count} of {total} runs of B {did}, and none of A"
+    measured = Counter(one["status"] for one in b if not one["warm_up"])
+    if list(_completed(a)) and measured and not list(_completed(b)):
+        words = ", ".join(f"{count} {status}" for status, count in measured.items())
+        yield f"no run of B completed ({words})"
+
+
+def _lost_elsewhere(b: Mapping[str, Sequence[Record]], matched: Matched) -> Iterator[str]:
+    for cell in matched.only_b:
+        records = b.get(cell.id, [])
+        if lost := _stale(records):
+            yield (
+                f"{cell.name}, which A does not have: {len(lost)} of {len(records)} runs of B "
+                f"lost memory ({_pages(lost)})"
+            )
+
+
+def _stale(records: Sequence[Record]) -> list[Record]:
+    return [one for one in records if one["status"] == Status.STALE.value or one["stale_pages"]]
+
+
+def _pages(records: Sequence[Record]) -> str:
+    pages = sum(one["stale_pages"] or 0 for one in records)
+    return f"{pages:,} page{'' if pages == 1 else 's'}"
+
+
+def _unfinished(letter: str, results: Results, cells: Sequence[Cell]) -> Iterator[str]:
+    wanted = {cell.id for cell in cells}
+    left = sum(run.cell in wanted for run in results.left)
+    if left:
+        planned = sum(run.cell in wanted for run in results.runs)
+        yield f"{letter} is not finished: {left} of {planned} runs are to be made yet"
+
+
+def _unmatched(matched: Matched) -> Iterator[str]:
+    for letter, cells in (("A", matched.only_a), ("B", matched.only_b)):
+        if cells:
+            many = "1 cell is" if len(cells) == 1 else f"{len(cells)} cells are"
+            yield f"{many} only in {letter}"
+
+
+def _not_compared(pairs: Sequence[_Pair], criteria: Criteria) -> Iterator[str]:
+    if not any(all(map(_any_completed, pair.records)) for pair in pairs):
+        yield "no cell has completed runs in both, so nothing was compared"
+        return
+    idle = [pair for pair in pairs if _told_nothing(pair)]
+    if idle:
+        yield f"{_cells(len(idle))} completed in neither"
+    for metric in criteria.metrics:
+        if not all(pair.compares(metric) for pair in pairs):
+            yield (
+                f"{METRICS[metric]} was not compared where only one had `verify`, for with it "
+                "the guest stands still longer"
+            )
+    for metric in criteria.metrics:
+        missing = [
+            pair
+            for pair in pairs
+            if pair.compares(metric)
+            and all(map(_any_completed, pair.records))
+            and not all(pair.values(metric))
+        ]
+        if missing:
+            yield f"{METRICS[metric]} was not measured in {_cells(len(missing))}"
+
+
+def _told_nothing(pair: _Pair) -> bool:
+    """Whether it was made in both, but completed in none, and not because it never converges."""
+    statuses = {one["status"] for side in pair.records for one in side}
+    return (
+        all(pair.records)
+        and not any(map(_any_completed, pair.records))
+        and statuses != {Status.NOT_CONVERGED.value}
+    )
+
+
+def _too_few(cells: Sequence[CellComparison]) -> Iterator[str]:
+    few = [one for cell in cells for one in cell.differences if one.verdict is Verdict.TOO_FEW]
+    if few:
+        where = sum(any(o.verdict is Verdict.TOO_FEW for o in cell.differences) for cell in cells)
+        least = tuple(min(one.runs[side] for one in few) for side in (0, 1))
+        yield (
+            f"{least[0]} and {least[1]} runs are too few to show a difference in {_cells(where)} "
+            f"of {len(cells)}{_more(few)}"
+        )
+    fell = [cell.completion for cell in cells if cell.completion.verdict is Verdict.TOO_FEW]
+    if fell:
+        yield (
+            f"fewer runs of B completed in {_cells(len(fell))}, which may be chance by so few"
+            f"{_more(fell)}"
+        )
+
+
+def _more(found: Sequence[Difference | Completion]) -> str:
+    needed = max((one.runs_needed or 0 for one in found), default=0)
+    return f": {needed} completed repeats of each would tell" if needed else ""
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+def _by_cell(results: Results) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in results.records:
+        found.setdefault(record["cell"], []).append(record)
     return found
+
+
+def _completed(records: Sequence[Record]) -> Iterator[Record]:
+    """Migrations of the measured runs that completed."""
+    for one in records:
+        if one["status"] in _COMPLETED and not one["warm_up"] and one["migration"]:
+            yield one["migration"]
+
+
+def _any_completed(records: Sequence[Record]) -> bool:
+    return next(_completed(records), None) is not None

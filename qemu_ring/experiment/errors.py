@@ -5,7 +5,7 @@ from __future__ import annotations
 from qemu_ring.errors import QemuRingError, UsageError
 from qemu_ring.guestfile import GuestFileError
 
-__all__ = ["ExperimentFileError", "StoreError", "TooFewRunsError"]
+__all__ = ["ExperimentFileError", "NothingInCommonError", "StoreError", "UndecidedError"]
 
 
 class ExperimentFileError(GuestFileError):
@@ -16,5 +16,9 @@ class StoreError(UsageError):
     """A directory of results that cannot be read, or not be written by this run."""
 
 
-class TooFewRunsError(QemuRingError):
-    """A comparison that could not have found any difference."""
+class NothingInCommonError(UsageError):
+    """Results to be compared that have no cell in common."""
+
+
+class UndecidedError(QemuRingError):
+    """A comparison that cannot clear B: too few runs, or something was not compared."""

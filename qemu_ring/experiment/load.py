@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from qemu_ring.experiment.migrations import migration_plan
 from qemu_ring.experiment.parameters import flat_parameters, named_by_parameters
 from qemu_ring.experiment.plan import Cell, ExperimentPlan, digest
 from qemu_ring.experiment.schema import CellPart, PlanPart
+from qemu_ring.experiment.tables import RESERVED
 from qemu_ring.guest import Pattern
 from qemu_ring.guestfile import GuestDescription, GuestFileError
 from qemu_ring.guestfile.mistakes import mistakes
@@ -26,6 +27,7 @@ from qemu_ring.guestfile.source import Source, dotted
 __all__ = ["load_experiment", "parse_experiment"]
 
 Problem = tuple[DocumentPath, str]
+_MOST_RUNS = 1_000_000
 T = TypeVar("T")
 
 
@@ -64,7 +66,15 @@ def parse_experiment(
                 for one in error.problems
             ]
         ) from None
+    for key in [key for key in document.data if key.startswith("x-")]:
+        del document.data[key]  # a place for anchors
     part = _plan_part(document)
+    taken = [
+        key for key in part.matrix if key in RESERVED and key.split(".")[0] not in _cell_keys()
+    ]
+    if taken:
+        said = "is a column of the results; choose another word"
+        raise _wrong(document, [(("matrix", key), said) for key in taken])
     try:
         wanted = combinations(part.matrix, part.include, part.exclude, _cell_keys())
     except MatrixError as error:
@@ -74,6 +84,10 @@ def parse_experiment(
     if resolver.problems:
         raise ExperimentFileError(list(dict.fromkeys(resolver.problems)))
     _require_different(document, wanted, cells)
+    runs = len(cells) * (part.repeats + part.warm_up)
+    if runs > _MOST_RUNS:
+        said = f"makes {runs:,} runs; {_MOST_RUNS:,} are the most that can be"
+        raise _wrong(document, [(("repeats",), said)])
     return ExperimentPlan(
         name=part.name or Path(name).stem,
         description=part.description,
@@ -83,6 +97,7 @@ def parse_experiment(
         warm_up=part.warm_up,
         seed=part.seed,
         order=part.order,
+        stop=part.stop.model_dump(by_alias=True, exclude_none=True),
     )
 
 
@@ -261,6 +276,7 @@ def _together(guest: GuestDescription, part: CellPart) -> list[Problem]:
         migration_plan(part)
     except UsageError as error:
         found.append((("migration",), str(error)))
+    found += _never(part)
     ring = guest.tracking is not None and guest.tracking.is_ring
     if part.migration.throttle == "dirty-limit" and not ring:
         found.append(
@@ -269,11 +285,28 @@ def _together(guest: GuestDescription, part: CellPart) -> list[Problem]:
                 "dirty-limit needs guest.tracking ring:SIZE; exclude others",
             )
         )
+    if part.network is not None and not part.network.model_fields_set:
+        found.append((("network",), "names no condition: bandwidth, latency-seconds, loss-percent"))
     if part.network is not None and part.migration.channel == "fd":
         found.append((("migration", "channel"), "network conditions need the channel tcp"))
     if part.removals is not None:
         found += _removals(guest, part.removals.slots)
     return found
+
+
+def _never(part: CellPart) -> Iterator[Problem]:
+    """What no run would live to see."""
+    limit, settle, abort = part.time_limit, part.settle_seconds, part.migration.abort.seconds
+    if settle >= limit:
+        yield (
+            ("settle-seconds",),
+            f"must be less than time-limit, {limit:g} s, or nothing is migrated",
+        )
+    elif abort is not None and settle + abort >= limit:
+        yield (
+            ("migration", "abort", "seconds"),
+            f"must be less than {limit - settle:g} s, what time-limit leaves after settle-seconds",
+        )
 
 
 def _removals(guest: GuestDescription, wanted: Sequence[str] | None) -> list[Problem]:

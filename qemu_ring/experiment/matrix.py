@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from qemu_ring.guestfile.source import Path
 
 __all__ = ["Assignment", "Combination", "MatrixError", "combinations", "label_of"]
 
+MOST_CELLS = 100_000
 _STEP = re.compile(r"[^.\[\]]+")
 _KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*")
 
@@ -83,6 +85,11 @@ def combinations(
     axes = {key: _axis(key, values, parts) for key, values in matrix.items()}
     excluded = [_Exclusion(one, axes, ("exclude", i)) for i, one in enumerate(exclude)]
     found = []
+    count = math.prod(len(axis.values) for axis in axes.values())
+    if count > MOST_CELLS:
+        raise MatrixError(
+            ("matrix",), f"has {count:,} combinations; {MOST_CELLS:,} are the most that can be"
+        )
     if axes or not include:
         for labels in itertools.product(*(axis.values for axis in axes.values())):
             chosen = dict(zip(axes, labels, strict=True))

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import math
 import time
+import traceback
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
@@ -13,22 +14,23 @@ from typing import Any
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import HostError, QemuRingError, QemuUnsuitableError, UsageError
+from qemu_ring.experiment.guests import start_guests
 from qemu_ring.experiment.migrations import migration_plan
 from qemu_ring.experiment.plan import run_seed
-from qemu_ring.experiment.provenance import command_lines, provenance
+from qemu_ring.experiment.provenance import command_lines, images, provenance
 from qemu_ring.experiment.record import (
-    MAX_LISTED,
     RESULT_SCHEMA,
     Status,
     migration_record,
     partial_record,
     sample_record,
+    stale_record,
 )
 from qemu_ring.experiment.removals import Removals
 from qemu_ring.experiment.schema import CellPart
+from qemu_ring.experiment.written import Written
 from qemu_ring.guest import Pattern
-from qemu_ring.guest.linux import read_reports
-from qemu_ring.guestfile import GuestDescription, RunningGuest, start_guest
+from qemu_ring.guestfile import GuestDescription, RunningGuest
 from qemu_ring.guestfile.plan import memory_sizes
 from qemu_ring.machine import find_qemu, probe_host, require_memory, require_space
 from qemu_ring.memslot import query_flush, query_rings
@@ -80,8 +82,11 @@ class Measurement:
             "migration": None,
             "removals": [],
             "pages_written": None,
+            "pages_written_by_vcpu": None,
+            "pages_written_by_region": None,
             "stale_pages": None,
             "stale": [],
+            "stale_places": {},
             "block_pages": {name: size // 4096 for name, size in memory_sizes(self._guest).items()},
             "flush": None,
             "rings": None,
@@ -98,6 +103,8 @@ class Measurement:
             self._end(Status.REFUSED, str(error))
         except QemuRingError as error:
             self._end(Status.CRASHED, str(error))
+        except Exception as error:  # noqa: BLE001 - a mistake of ours; what was measured is kept
+            self._end(Status.CRASHED, _in_words(error))
         if self.record["migration"] is None:
             self.record["migration"] = partial_record(self._iterations, self._samples)
 
@@ -108,15 +115,11 @@ class Measurement:
         binary = self._binary or find_qemu()
         self.record["provenance"] = await provenance(binary)
         self._require_memory()
-        async with (
-            start_guest(self._guest, binary, name="source") as source,
-            start_guest(
-                self._guest, binary, name="destination", incoming="defer", paused=True
-            ) as destination,
-        ):
-            self.record["provenance"]["command_lines"] = command_lines(
-                [source.machine, destination.machine]
-            )
+        async with start_guests(self._guest, binary) as (source, destination):
+            self.record["provenance"] |= {
+                "command_lines": command_lines([source.machine, destination.machine]),
+                "images": await asyncio.to_thread(images, source.machine),
+            }
             await source.wait_up()
             await _settle(source, self._part.settle_seconds)
             try:
@@ -142,7 +145,7 @@ class Measurement:
             Block(name, file.fd, destination.files[name].fd, file.size)
             for name, file in source.files.items()
         ]
-        before, self._started = _written(source), time.monotonic()
+        before, self._started = Written.of(source), time.monotonic()
         removals, seconds = self._removals(source), math.inf
         try:
             async with AsyncExitStack() as stack:
@@ -170,9 +173,9 @@ class Measurement:
                 seconds = result.seconds
                 return result
         finally:
-            after = _written(source)
+            after = Written.of(source)
             if after is not None and before is not None:
-                self.record["pages_written"] = after - before
+                self.record |= after.since(before)
             if removals is not None:
                 self.record["removals"] = removals.records(self._started, seconds)
 
@@ -229,10 +232,7 @@ class Measurement:
             result, self._samples, verified=comparison is not None
         )
         if comparison is not None:
-            self.record["stale_pages"] = comparison.pages_stale_total
-            self.record["stale"] = [
-                {"block": page.block, "page": page.page} for page in comparison.stale[:MAX_LISTED]
-            ]
+            self.record |= stale_record(comparison)
             if comparison.pages_stale_total:
                 pages = comparison.pages_stale_total
                 self._end(Status.STALE, f"{pages} stale pages at the destination")
@@ -249,6 +249,13 @@ class Measurement:
         steady = (Pattern.LOOP, Pattern.RANDOM, Pattern.ZIPF)
         rates = [one.pages_per_second or 1e4 for one in streams if one.pattern in steady]
         return sum(rates) * seconds
+
+
+def _in_words(error: Exception) -> str:
+    """An exception that nobody expected: what, and where it came from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{words} ({Path(last.filename).name}:{last.lineno})"
 
 
 def _seeded(guest: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -270,14 +277,6 @@ async def _settle(source: RunningGuest, seconds: float) -> None:
         async with deadline(seconds):
             await source.machine.monitor.wait_disconnected()
             raise await source.machine.explain(QemuRingError("the guest ended"))
-
-
-def _written(source: RunningGuest) -> int | None:
-    """Pages that the guest has written since its start, repeats counted, if it tells."""
-    if source.control is not None:
-        return source.control.statistics().writes
-    reports = read_reports(source.machine.text("serial"))
-    return reports[-1].writes if reports else None
 
 
 def _downtime(source: RunningGuest, destination: RunningGuest) -> GuestDowntime | None:

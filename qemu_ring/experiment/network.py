@@ -18,6 +18,7 @@ __all__ = ["enter_network"]
 
 _CLONE_NEWNET = 0x40000000  # source: linux/sched.h
 _PACKET_BYTES = 1500
+_MOST_PACKETS = (1 << 32) - 1  # that a queue's limit can tell
 _COMMAND_SECONDS = 10.0
 
 
@@ -56,7 +57,7 @@ def netem_arguments(part: NetworkPart) -> list[str]:
         arguments += ["loss", f"{part.loss_percent:g}%"]
     if part.bandwidth:
         arguments += ["rate", f"{part.bandwidth * 8}bit"]
-    return [*arguments, "limit", str(1000 + round(2 * under_way))]
+    return [*arguments, "limit", str(min(1000 + round(2 * under_way), _MOST_PACKETS))]
 
 
 def _run(*command: str) -> None:

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from qemu_ring.experiment.migrations import channel_of
 from qemu_ring.experiment.schema import CellPart
 from qemu_ring.guestfile import GuestDescription
 from qemu_ring.guestfile.plan import memory_sizes
 
-__all__ = ["Scalar", "flat_parameters", "named_by_parameters"]
+__all__ = ["PARAMETERS", "Scalar", "flat_parameters", "named_by_parameters"]
 
 Scalar = str | int | float | bool | None
+
+PARAMETERS: Final[dict[str, type[str] | type[int] | type[float] | type[bool]]] = {
+    "tracking": str,
+    "ring_entries": int,
+    "policy": str,
+    "memory_bytes": int,
+    "vcpus": int,
+    "machine": str,
+    "accelerator": str,
+    "workload": str,
+    "workload.bytes": int,
+    "workload.pages_per_second": float,
+    "migration": str,
+    "channel": str,
+    "multifd": int,
+    "compression": str,
+    "xbzrle": int,
+    "throttle": str,
+    "max_bandwidth": int,
+    "downtime_limit": float,
+    "removals": bool,
+    "qemu": str,
+    "removals.every_seconds": float,
+    "network.bandwidth": int,
+    "network.latency_seconds": float,
+    "network.loss_percent": float,
+}
+"""What a cell can have, and the type of what is known of it. Axes come on top, as words."""
 
 _COVERED = {
     "guest.tracking": "tracking",
@@ -45,7 +73,11 @@ def named_by_parameters(axis: str) -> str:
 def flat_parameters(
     guest: GuestDescription, part: CellPart, axes: dict[str, str]
 ) -> dict[str, Scalar]:
-    """Everything that says what a cell is: bytes, seconds, bytes a second, pages a second."""
+    """Everything that says what a cell is: bytes, seconds, bytes a second, pages a second.
+
+    An axis of a whole part, such as `removals`, is named axis.removals where the part's own
+    name tells something else.
+    """
     migration, tracking = part.migration, guest.tracking
     found: dict[str, Any] = {
         "tracking": None if guest.accelerator != "kvm" else str(tracking or "bitmap"),
@@ -73,7 +105,9 @@ def flat_parameters(
         found["network.bandwidth"] = part.network.bandwidth
         found["network.latency_seconds"] = part.network.latency_seconds
         found["network.loss_percent"] = part.network.loss_percent
-    found |= {key: label for key, label in axes.items() if _COVERED.get(key) not in found}
+    for key, label in axes.items():
+        if _COVERED.get(key) not in found:
+            found[f"axis.{key}" if key in PARAMETERS else key] = label
     return found
 
 

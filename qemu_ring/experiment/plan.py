@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qemu_ring.experiment.parameters import Scalar
@@ -124,6 +124,7 @@ class ExperimentPlan:
         warm_up: runs of each before those.
         seed: what all seeds are made from.
         order: how the runs follow each other.
+        stop: when to begin no more: failures-in-a-row, seconds.
     """
 
     name: str
@@ -134,6 +135,7 @@ class ExperimentPlan:
     warm_up: int
     seed: int
     order: Literal["interleaved", "random", "sequential"]
+    stop: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[Run]:

@@ -65,6 +65,9 @@ async def run_in_process(
             found = _record(answer.read()) or _without_record(cell, process, late=late)
         finally:
             process.close()
+    if found["status"] == Status.TIMEOUT and not late:  # all that it knows is that it was ended
+        found |= {"status": Status.CRASHED.value, "error": "ended by SIGTERM, and not by us"}
+    found["cpus"] = sorted(cpus) or None
     return found | run_labels(run, started, time.monotonic() - clock)
 
 
@@ -100,8 +103,15 @@ def _without_record(cell: Cell, process: ChildProcess, *, late: bool) -> dict[st
     code = process.returncode
     how = f"exit status {code}"
     if code is not None and code < 0:
-        how = f"killed by {signal.Signals(-code).name}"
+        how = f"killed by {_signal_name(-code)}"
     return empty_record(Status.CRASHED, f"its process ended: {how}: {last_lines(process.output())}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time signals have none
+        return f"signal {number}"
 
 
 def empty_record(status: Status, error: str) -> dict[str, Any]:
@@ -113,10 +123,15 @@ def empty_record(status: Status, error: str) -> dict[str, Any]:
         "migration": None,
         "removals": [],
         "pages_written": None,
+        "pages_written_by_vcpu": None,
+        "pages_written_by_region": None,
         "stale_pages": None,
         "stale": [],
+        "stale_places": {},
         "block_pages": {},
         "flush": None,
         "rings": None,
         "provenance": None,
+        "cpus": None,
+        "side_by_side": None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import platform
 import shlex
@@ -13,13 +14,14 @@ from typing import Any
 
 from qemu_ring import __version__
 from qemu_ring.errors import HostError
+from qemu_ring.experiment.inputs import file_sha256
 from qemu_ring.machine import Machine, probe_host, probe_kvm, probe_qemu
 
-__all__ = ["command_lines", "provenance"]
+__all__ = ["command_lines", "images", "provenance"]
 
 
 async def provenance(binary: Path) -> dict[str, Any]:
-    """Everything but the command lines.
+    """Everything but what is known of guests that run: command lines, images.
 
     Raises:
         QemuRingError: the QEMU cannot be asked.
@@ -34,6 +36,7 @@ async def provenance(binary: Path) -> dict[str, Any]:
         "kvm": kvm,
         "qemu": {**qemu, "build": await asyncio.to_thread(_manifest, binary)},
         "command_lines": [],
+        "images": {},
         "versions": {
             "qemu-ring": __version__,
             "qemu.qmp": version("qemu.qmp"),
@@ -61,3 +64,17 @@ def command_lines(machines: Sequence[Machine]) -> list[str]:
             continue
         lines.append(shlex.join(word.decode(errors="replace") for word in words[:-1]))
     return lines
+
+
+def images(machine: Machine) -> dict[str, dict[str, str | None]]:
+    """What a guest was booted from, by kind: path (None for our own firmware), and sha256."""
+    started_from = machine.description
+    assert started_from is not None  # it was not attached to
+    found: dict[str, dict[str, str | None]] = {}
+    for kind in ("firmware", "kernel", "initrd"):
+        image = getattr(started_from, kind)
+        if isinstance(image, bytes):
+            found[kind] = {"path": None, "sha256": hashlib.sha256(image).hexdigest()}
+        elif image is not None:
+            found[kind] = {"path": str(image), "sha256": file_sha256(image)}
+    return found

@@ -7,8 +7,9 @@ from enum import Enum
 from typing import Any, Final
 
 from qemu_ring.migration import Iteration, MigrationResult, Sample
+from qemu_ring.verify import Comparison
 
-__all__ = ["RESULT_SCHEMA", "Status", "migration_record", "partial_record"]
+__all__ = ["RESULT_SCHEMA", "Status", "migration_record", "partial_record", "stale_record"]
 
 RESULT_SCHEMA: Final = {"name": "qemu-ring.result", "version": 1}
 MAX_LISTED: Final = 1000
@@ -48,6 +49,20 @@ def migration_record(
         "totals": asdict(result.totals),
         "iterations": [_iteration(one) for one in result.timeline.iterations],
         "samples": samples,
+    }
+
+
+def stale_record(comparison: Comparison) -> dict[str, Any]:
+    """Of memory that was compared: how many pages are stale, the first of them, and where all are.
+
+    `stale_places` is by block, in up to 128 equal parts; records of before have none.
+    """
+    return {
+        "stale_pages": comparison.pages_stale_total,
+        "stale": [
+            {"block": page.block, "page": page.page} for page in comparison.stale[:MAX_LISTED]
+        ],
+        "stale_places": {name: list(found) for name, found in comparison.places.items()},
     }
 
 

@@ -13,16 +13,20 @@ from distributed import Worker, get_worker
 
 from qemu_ring import __version__
 from qemu_ring.errors import QemuRingError
+from qemu_ring.experiment.inputs import changed_file
 from qemu_ring.experiment.plan import Cell, Run
 from qemu_ring.experiment.process import empty_record, run_in_process, run_labels
 from qemu_ring.experiment.record import Status
 from qemu_ring.experiment.runner import qemu_identity
+from qemu_ring.experiment.together import SideBySide
 from qemu_ring.machine import probe_qemu
 
 __all__ = ["identify", "run_here"]
 
 _LOOK_SECONDS = 0.5
 """Between two looks whether a run is still wanted."""
+_SIDE_BY_SIDE = SideBySide()
+"""The runs of this worker."""
 
 
 async def identify(cells: list[Mapping[str, Any]], qemu: str | None) -> dict[str, Any]:
@@ -43,6 +47,7 @@ async def run_here(
     cell: Mapping[str, Any],
     run: tuple[str, int, int],
     qemu: Mapping[str, Any] | None,
+    inputs: Mapping[str, str],
     version: str,
     key: str,
     topic: str,
@@ -56,13 +61,14 @@ async def run_here(
         cell: what, as `Cell.as_dict` has it.
         run: which of its runs.
         qemu: identity of the QEMU for a cell that names none; it has to be the same here.
+        inputs: digests of the files that cells name; they have to be the same, too.
         version: of the package that asks.
         key: of this task.
         topic: under which the beginning is told.
     """
     worker, asked = get_worker(), Run(*run)
     worker.log_event(topic, {"cell": asked.cell, "repeat": asked.repeat})
-    task = asyncio.create_task(_run(Cell.from_dict(cell), asked, qemu, version))
+    task = asyncio.create_task(_run(Cell.from_dict(cell), asked, qemu, inputs, version))
     try:
         while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
             if not _is_wanted(worker, key):
@@ -82,17 +88,26 @@ def _is_wanted(worker: Worker, key: str) -> bool:
 
 
 async def _run(
-    cell: Cell, run: Run, qemu: Mapping[str, Any] | None, version: str
+    cell: Cell,
+    run: Run,
+    qemu: Mapping[str, Any] | None,
+    inputs: Mapping[str, str],
+    version: str,
 ) -> dict[str, Any]:
     started, clock = time.time(), time.monotonic()
     try:
         why = await _why_not(qemu, version)
+        if why is None:
+            why = await asyncio.to_thread(changed_file, [cell], inputs)
+            why = why and f"{platform.node()}: {why}"
     except QemuRingError as error:
         why = str(error)
     if why:
         record = empty_record(Status.REFUSED, why)
         return record | run_labels(run, started, time.monotonic() - clock)
-    return await run_in_process(cell, run, None if qemu is None else Path(qemu["path"]))
+    with _SIDE_BY_SIDE.one() as most:
+        record = await run_in_process(cell, run, None if qemu is None else Path(qemu["path"]))
+    return record | {"side_by_side": most()}
 
 
 async def _why_not(qemu: Mapping[str, Any] | None, version: str) -> str | None:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from qemu_ring.errors import UsageError
+from qemu_ring.experiment.inputs import changed_file, qemu_changed
 from qemu_ring.experiment.plan import Cell, Run
 from qemu_ring.experiment.process import empty_record, run_in_process, run_labels
 from qemu_ring.experiment.record import Status
+from qemu_ring.experiment.stop import StopRules
 from qemu_ring.experiment.store import Results, Store
+from qemu_ring.experiment.together import SideBySide
 from qemu_ring.machine import find_qemu, probe_qemu
 
 __all__ = ["Budget", "Watcher", "keep_record", "qemu_identity", "run_experiment"]
@@ -39,6 +42,19 @@ class Budget:
         there = len(os.sched_getaffinity(0))
         if not 1 <= self.cpus <= there:
             raise UsageError(f"a budget of {self.cpus} CPUs cannot be", hint=f"there are {there}")
+
+    def refusal(self, cell: Cell) -> str | None:
+        """Why a cell can never fit; None if it can."""
+        if cell.guests_bytes > self.memory_bytes:
+            return (
+                f"its guests need {cell.guests_bytes >> 20} MiB, and the budget is "
+                f"{self.memory_bytes >> 20} MiB"
+            )
+        if cell.cpus > self.cpus:
+            return (
+                f"it needs {cell.cpus} CPUs, one more than its vCPUs, and the budget is {self.cpus}"
+            )
+        return None
 
 
 class Watcher:
@@ -86,6 +102,7 @@ async def run_experiment(
 
     Raises:
         StoreError: a record could not be kept.
+        QemuRingError: the experiment's own rules ended it; what was kept stays.
     """
     await _Runner(store, results, qemu, budget, watcher or Watcher()).run()
 
@@ -94,6 +111,7 @@ async def run_experiment(
 class _Claim:
     cpus: list[int] = field(default_factory=list)
     memory_bytes: int = 0
+    refusal: str | None = None
 
 
 class _Runner:
@@ -114,14 +132,21 @@ class _Runner:
         self._free_cpus = sorted(os.sched_getaffinity(0))[: budget.cpus] if budget else []
         self._free_bytes = budget.memory_bytes if budget else 0
         self._watcher = watcher
+        self._stop = StopRules(results)
+        self._side_by_side = SideBySide()
         self._going: dict[asyncio.Task[None], _Claim] = {}
 
     async def run(self) -> None:
+        stopped = None
         try:
             while self._waiting or self._going:
+                if self._waiting and (stopped := self._stop.error()) is not None:
+                    self._waiting.clear()
                 while self._waiting and (claim := self._claim()) is not None:
                     task = asyncio.create_task(self._one(self._waiting.popleft(), claim))
                     self._going[task] = claim
+                if not self._going:
+                    break
                 done, _ = await asyncio.wait(self._going, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     claim = self._going.pop(task)
@@ -133,6 +158,8 @@ class _Runner:
                 task.cancel()
             if self._going:
                 await asyncio.wait(self._going)
+        if stopped is not None:
+            raise stopped
 
     def _claim(self) -> _Claim | None:
         """What the next run takes of the budget; None if it has to wait.
@@ -142,27 +169,35 @@ class _Runner:
         if self._budget is None:
             return None if self._going else _Claim()
         cell = self._cells[self._waiting[0].cell]
-        if cell.guests_bytes > self._budget.memory_bytes:
-            return _Claim()  # refused at once
-        cpus = min(cell.cpus, self._budget.cpus)
-        if cpus > len(self._free_cpus) or cell.guests_bytes > self._free_bytes:
+        refusal = self._budget.refusal(cell)
+        if refusal is not None:
+            return _Claim(refusal=refusal)
+        if cell.cpus > len(self._free_cpus) or cell.guests_bytes > self._free_bytes:
             return None
         self._free_bytes -= cell.guests_bytes
-        claimed = [self._free_cpus.pop(0) for _ in range(cpus)]
+        claimed = [self._free_cpus.pop(0) for _ in range(cell.cpus)]
         return _Claim(claimed, cell.guests_bytes)
 
     async def _one(self, run: Run, claim: _Claim) -> None:
         cell = self._cells[run.cell]
         self._watcher.started(cell, run)
-        if self._budget is not None and cell.guests_bytes > self._budget.memory_bytes:
-            why = (
-                f"its guests need {cell.guests_bytes >> 20} MiB, and the budget is "
-                f"{self._budget.memory_bytes >> 20} MiB"
-            )
+        why = claim.refusal or await asyncio.to_thread(self._changed, cell)
+        if why is not None:
             record = empty_record(Status.REFUSED, why) | run_labels(run, time.time(), 0.0)
         else:
-            record = await run_in_process(cell, run, self._qemu, cpus=claim.cpus)
+            with self._side_by_side.one() as most:
+                record = await run_in_process(cell, run, self._qemu, cpus=claim.cpus)
+            record["side_by_side"] = most()
         await keep_record(self._store, self._results, cell, run, record, self._watcher)
+        self._stop.ended(record)
+
+    def _changed(self, cell: Cell) -> str | None:
+        """What is not as it was when the experiment was begun: QEMU, or another file."""
+        noted = self._results.experiment
+        why = None
+        if cell.specification.get("qemu") is None and self._qemu is not None and noted.get("qemu"):
+            why = qemu_changed(self._qemu, noted["qemu"])
+        return why or changed_file([cell], noted.get("inputs", {}))
 
 
 async def keep_record(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from qemu_ring.guestfile import GuestDescription
-from qemu_ring.guestfile.fields import ExistingFile, Part, Size
+from qemu_ring.guestfile.fields import ExistingFile, Part, Size, wrong
 from qemu_ring.migration import Compression, ZeroPage
 
 __all__ = [
@@ -19,16 +19,32 @@ __all__ = [
     "NetworkPart",
     "PlanPart",
     "RemovalsPart",
+    "StopPart",
     "json_schema",
 ]
+
+_MOST_BANDWIDTH = 1 << 50  # far above any link; QEMU and tc reckon in 64 bits
 
 
 def _number(value: Any) -> Any:
     """Strict floats take no whole numbers from YAML, but 5 is a fine number of seconds."""
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise wrong("is far too large") from None
+
+
+def _bandwidth(value: int) -> int:
+    if value > _MOST_BANDWIDTH:
+        raise wrong("is more than 1024 TiB a second")
+    return value
 
 
 Number = Annotated[float, BeforeValidator(_number)]
+Bandwidth = Annotated[Size, AfterValidator(_bandwidth)]
+"""Bytes a second."""
 
 
 class AutoConvergePart(Part):
@@ -44,7 +60,7 @@ class AutoConvergePart(Part):
 class DirtyLimitPart(Part):
     """Throttling the vCPUs that dirty much; needs the dirty ring."""
 
-    vcpu_limit: Size = 1 << 20
+    vcpu_limit: Bandwidth = 1 << 20
     """Bytes a second that each vCPU may dirty; whole MiB."""
     period_seconds: Number = Field(1.0, gt=0, le=1)
     trigger_threshold: int = Field(50, ge=1, le=100)
@@ -85,11 +101,11 @@ class MigrationPart(Part):
     """For the throttle auto-converge."""
     dirty_limit: DirtyLimitPart = DirtyLimitPart()
     """For the throttle dirty-limit."""
-    max_bandwidth: Size | None = None
+    max_bandwidth: Bandwidth | None = None
     """Bytes a second; by default QEMU's own 128 MiB."""
     downtime_limit: Number | None = Field(None, ge=0)
     """Seconds that the guest may stand still; by default QEMU's own 0.3."""
-    switchover_bandwidth: Size | None = None
+    switchover_bandwidth: Bandwidth | None = None
     """Bytes a second that QEMU is to reckon with for the switchover."""
     switchover_ack: bool = False
     """Switch over only when the destination is ready."""
@@ -99,7 +115,7 @@ class MigrationPart(Part):
 class NetworkPart(Part):
     """Network conditions between the two QEMUs (netem); needs root."""
 
-    bandwidth: Size | None = None
+    bandwidth: Bandwidth | None = Field(None, gt=0)
     """Bytes a second."""
     latency_seconds: Number = Field(0.0, ge=0, le=10)
     """One way."""
@@ -135,6 +151,15 @@ class CellPart(Part):
     """Seconds that a run may take in all; then it is killed and recorded as a timeout."""
 
 
+class StopPart(Part):
+    """When to begin no further run; those under way come to their end."""
+
+    failures_in_a_row: int | None = Field(None, ge=1)
+    """Runs that were refused, crashed or timed out, one after the other."""
+    seconds: Number | None = Field(None, gt=0)
+    """Since `run` or `resume` began."""
+
+
 class PlanPart(Part):
     """What is varied, how often, and in which order."""
 
@@ -156,6 +181,8 @@ class PlanPart(Part):
     order: Literal["interleaved", "random", "sequential"] = "interleaved"
     """Interleaved: every combination once, then every one again. Random: in an order of chance
     each time."""
+    stop: StopPart = StopPart()
+    """When to begin no further run."""
 
 
 def json_schema() -> dict[str, Any]:
@@ -179,6 +206,7 @@ def json_schema() -> dict[str, Any]:
         "title": "qemu-ring experiment",
         "type": "object",
         "properties": properties,
+        "patternProperties": {"^x-": {"description": "Anything: a place for anchors."}},
         "required": ["guest"],
         "additionalProperties": False,
         "$defs": definitions,

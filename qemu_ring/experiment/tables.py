@@ -1,20 +1,77 @@
-"""Results as flat tables: a row for each run, iteration, sample or removal."""
+"""Results as flat tables: a row for each run, iteration, sample or removal.
+
+The columns of a table and their types are the same whatever happened in an experiment; those of
+the runs have its axes on top.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from qemu_ring.errors import UsageError
+from qemu_ring.experiment.parameters import PARAMETERS
 from qemu_ring.experiment.store import Results, read_results
 
-__all__ = ["TABLES", "Table", "export", "read", "rows"]
+__all__ = ["RESERVED", "TABLES", "Table", "columns", "export", "read", "rows"]
 
 Table = Literal["runs", "iterations", "samples", "removals"]
 Row = dict[str, Any]
+Columns = dict[str, type[str] | type[int] | type[float] | type[bool]]
 
+_KEY: Final[Columns] = {"cell": str, "repeat": int}
+_MEASURED: Final[Columns] = {
+    "name": str,
+    "warm_up": bool,
+    "seed": int,
+    "status": str,
+    "error": str,
+    "started": float,
+    "wall_seconds": float,
+    "seconds": float,
+    "downtime_seconds": float,
+    "qemu_downtime_seconds": float,
+    "guest_downtime_seconds": float,
+    "setup_seconds": float,
+    "bytes": int,
+    "iterations": int,
+    "slots_removed": int,
+    "pages_written": int,
+    "stale_pages": int,
+}
+_SOURCE: Final[Columns] = {
+    "qemu_version": str,
+    "qemu_sha256": str,
+    "kernel": str,
+    "worker": str,
+}
+_PARTS: Final[dict[str, Columns]] = {
+    "iterations": {
+        "number": int,
+        "at_seconds": float,
+        "seconds": float,
+        "bytes": int,
+        "dirty_rate": float,
+        "bandwidth": float,
+        "remaining": int,
+        "expected_downtime_seconds": float,
+        "ring_full_seconds": float,
+        "throttle": int,
+    },
+    "samples": {
+        "at_seconds": float,
+        "iteration": int,
+        "transferred": int,
+        "remaining": int,
+        "bandwidth": float,
+        "dirty_rate": float,
+        "throttle": int,
+        "ring_fill": int,
+    },
+    "removals": {"at_seconds": float, "shape": str, "count": int},
+}
 _MIGRATION = (
     "seconds",
     "downtime_seconds",
@@ -23,6 +80,21 @@ _MIGRATION = (
     "setup_seconds",
     "bytes",
 )
+RESERVED: Final = frozenset({*_KEY, *_MEASURED, *_SOURCE, *PARAMETERS})
+"""Columns of the runs, which an axis of one's own cannot be called."""
+_PANDAS = {str: "string", int: "Int64", float: "float64", bool: "boolean"}
+
+
+def columns(results: Results, table: Table = "runs") -> Columns:
+    """The columns of a table, in order, and what they hold; any value can be missing."""
+    if table != "runs":
+        return {**_KEY, **_PARTS[table]}
+    parameters = dict(PARAMETERS)
+    for cell in results.cells.values():
+        for key in cell.parameters:
+            if key not in RESERVED:
+                parameters[key] = str  # an axis, by its labels
+    return {**_KEY, **_MEASURED, **parameters, **_SOURCE}
 
 
 def rows(results: Results, table: Table = "runs") -> Iterator[Row]:
@@ -31,8 +103,21 @@ def rows(results: Results, table: Table = "runs") -> Iterator[Row]:
     Every row has the run's `cell` and `repeat` to join by; those of "runs" have all the
     cell's parameters too. Sizes in bytes, times in seconds.
     """
+    wanted = columns(results, table)
     for record in results.records:
-        yield from TABLES[table](results, record)
+        for row in TABLES[table](results, record):
+            yield {key: _as(kind, row.get(key)) for key, kind in wanted.items()}
+
+
+def _as(kind: type[Any], value: Any) -> Any:
+    """A value of a column; None for one that cannot be."""
+    if value is None or isinstance(value, kind):
+        return value
+    if kind is str:
+        return str(value)
+    if isinstance(value, bool | str) or kind is bool:
+        return None
+    return kind(value)
 
 
 def read(
@@ -52,18 +137,31 @@ def read(
         StoreError: it holds none.
         UsageError: the library is not installed.
     """
-    found = list(rows(read_results(directory), table))
+    results = read_results(directory)
+    return _frame(columns(results, table), rows(results, table), library)
+
+
+def _frame(wanted: Columns, found: Iterable[Row], library: str) -> Any:
     try:
         if library == "polars":
             import polars
 
-            return polars.DataFrame(found, infer_schema_length=None)
+            types = {str: polars.String, int: polars.Int64, float: polars.Float64}
+            types[bool] = polars.Boolean
+            schema = {key: types[kind] for key, kind in wanted.items()}
+            return polars.DataFrame(list(found), schema=schema)
         import pandas as pd
     except ImportError as error:
         raise UsageError(
             f"{library} is not installed", hint=f"pip install {library}, or qemu-ring[experiment]"
         ) from error
-    return pd.DataFrame(found)
+    listed = list(found)
+    return pd.DataFrame(
+        {
+            key: pd.Series([row[key] for row in listed], dtype=_PANDAS[kind])
+            for key, kind in wanted.items()
+        }
+    )
 
 
 def export(directory: str | Path, output: Path, *, parquet: bool = False) -> list[Path]:
@@ -87,10 +185,11 @@ def export(directory: str | Path, output: Path, *, parquet: bool = False) -> lis
         output.mkdir(parents=True, exist_ok=True)
         for table in TABLES:
             path = output / f"{table}.{'parquet' if parquet else 'csv'}"
+            wanted, found = columns(results, table), rows(results, table)
             if parquet:
-                read(directory, table).to_parquet(path, index=False)
+                _frame(wanted, found, "pandas").to_parquet(path, index=False)
             else:
-                _write_csv(path, list(rows(results, table)))
+                _write_csv(path, wanted, found)
             written.append(path)
     except OSError as error:
         raise UsageError(f"{error.filename or output}: {error.strerror}") from error
@@ -101,10 +200,9 @@ def export(directory: str | Path, output: Path, *, parquet: bool = False) -> lis
     return written
 
 
-def _write_csv(path: Path, found: list[Row]) -> None:
-    columns = list(dict.fromkeys(column for row in found for column in row))
+def _write_csv(path: Path, wanted: Iterable[str], found: Iterable[Row]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, list(wanted))
         writer.writeheader()
         writer.writerows(found)
 
@@ -119,6 +217,7 @@ def _runs(results: Results, record: Mapping[str, Any]) -> Iterator[Row]:
     provenance = record["provenance"] or {}
     qemu = provenance.get("qemu") or {}
     yield {
+        **cell.parameters,  # first: nothing that was measured is lost to a name of the user's
         **_key(record),
         "name": cell.name,
         "warm_up": record["warm_up"],
@@ -132,7 +231,6 @@ def _runs(results: Results, record: Mapping[str, Any]) -> Iterator[Row]:
         "slots_removed": sum(one["count"] for one in record["removals"]),
         "pages_written": record["pages_written"],
         "stale_pages": record["stale_pages"],
-        **cell.parameters,
         "qemu_version": qemu.get("version"),
         "qemu_sha256": qemu.get("sha256"),
         "kernel": (provenance.get("host") or {}).get("kernel"),

@@ -1,38 +1,50 @@
-"""Two experiments side by side: which cells they have in common, and what changed."""
+"""Two experiments side by side, as `qemu-ring experiment compare` has them: in words and drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from qemu_ring.experiment import NothingInCommonError, ResultsComparison, compare_results
+from qemu_ring.experiment import read_results as read_whole
+from qemu_ring.experiment.verdicts import CellComparison, Criteria, Difference, Verdict
 from qemu_ring.report import units
 from qemu_ring.report.plot import Choice, Plot, Rows, Spec, row_axis
-from qemu_ring.report.results import Scalar
-from qemu_ring.report.statistics import (
-    ALPHA,
-    THRESHOLD,
-    Difference,
-    Estimate,
-    difference,
-    false_discovery,
-)
-from qemu_ring.report.summary import CellSummary, Measure
+from qemu_ring.report.results import Results
+from qemu_ring.report.summary import DOWNTIME, SENT, TIME, CellSummary, Measure
 from qemu_ring.report.theme import colour
 from qemu_ring.report.verdict import Answer
 
-__all__ = ["Change", "Pair", "change_plot", "compare_answer", "compare_pairs", "pair_cells"]
+__all__ = [
+    "Change",
+    "Comparison",
+    "Pair",
+    "change_plot",
+    "compare_answer",
+    "compare_experiments",
+    "interval_words",
+    "signed",
+]
 
+_MEASURES = {"seconds": TIME, "downtime_seconds": DOWNTIME, "bytes": SENT}
 _WORDS = {"less": "takes less", "more": "takes more", "unclear": "no clear change"}
+_MOST_TOLD = 6  # regressions that are told one by one
 
 
 @dataclass(frozen=True)
 class Pair:
     """A cell that both experiments have."""
 
-    name: str
+    compared: CellComparison
     first: CellSummary
     second: CellSummary
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return self.compared.name
 
 
 @dataclass(frozen=True)
@@ -42,159 +54,148 @@ class Change:
     Args:
         pair: the cell.
         measure: of what.
-        difference: how much.
-        q: the rank test's p, corrected for all comparisons made.
+        difference: how much, and what that comes to.
     """
 
     pair: Pair
     measure: Measure
     difference: Difference
-    q: float
-
-    @property
-    def share(self) -> Estimate:
-        """The change as a share of the first's median."""
-        share = self.difference.share
-        assert share is not None  # compare_pairs leaves out those that have none
-        return share
 
     @property
     def kind(self) -> Literal["less", "more", "unclear"]:
         """Which way it changed, if the repeats tell, and by enough to matter."""
-        if self.q > ALPHA or abs(self.share.value) <= THRESHOLD:
-            return "unclear"
-        return "less" if self.share.value < 0 else "more"
+        if self.difference.verdict is Verdict.WORSE:
+            return "more"
+        return "less" if self.difference.verdict is Verdict.BETTER else "unclear"
 
 
-def compare_pairs(pairs: Sequence[Pair], measures: Sequence[Measure]) -> list[Change]:
-    """Compare the measures of each cell that both have, by measure and cell."""
-    found = []
-    for measure in measures:
-        for pair in pairs:
-            old, new = pair.first.values(measure), pair.second.values(measure)
-            if old and new:
-                found.append((pair, measure, difference(new, old)))
-    corrected = false_discovery([gap.p for _, _, gap in found])
-    return [
-        Change(pair, measure, gap, q)
-        for (pair, measure, gap), q in zip(found, corrected, strict=True)
-        if gap.share is not None
-    ]
-
-
-def pair_cells(first: Sequence[CellSummary], second: Sequence[CellSummary]) -> list[Pair]:
-    """Pair the cells with the same parameters.
-
-    What is the same in all of one experiment's cells and in all of the other's, but not in both,
-    such as the QEMU that each was run with, is what they are compared for, and sets no cells
-    apart.
-    """
-    ignored = _settled_apart(_parameters(first), _parameters(second))
-    wanted = {_key(cell, ignored): cell for cell in second}
-    pairs = []
-    for cell in first:
-        other = wanted.get(_key(cell, ignored))
-        if other is not None:
-            pairs.append(Pair(cell.name, cell, other))
-    return pairs
-
-
-def _parameters(cells: Sequence[CellSummary]) -> list[Mapping[str, Scalar]]:
-    return [cell.cell.parameters for cell in cells]
-
-
-def _settled_apart(
-    first: Sequence[Mapping[str, Scalar]], second: Sequence[Mapping[str, Scalar]]
-) -> set[str]:
-    keys = {key for parameters in (*first, *second) for key in parameters}
-    found = set()
-    for key in keys:
-        here, there = {p.get(key) for p in first}, {p.get(key) for p in second}
-        if len(here) == len(there) == 1 and here != there:
-            found.add(key)
-    return found
-
-
-def _key(cell: CellSummary, ignored: set[str]) -> tuple[tuple[str, str], ...]:
-    parameters = cell.cell.parameters.items()
-    return tuple(sorted((key, repr(value)) for key, value in parameters if key not in ignored))
-
-
-def compare_answer(pairs: Sequence[Pair], changes: Sequence[Change], unmatched: int) -> Answer:
-    """Say in which cells B takes more or less than A, and if it lost memory that A did not.
+@dataclass(frozen=True)
+class Comparison:
+    """What there is to say of two experiments.
 
     Args:
+        found: all of it.
         pairs: the cells that both have.
-        changes: what `compare_pairs` says of them.
-        unmatched: cells that only one has.
+        changes: of their measures, by measure and cell.
     """
-    if not pairs:
+
+    found: ResultsComparison
+    pairs: tuple[Pair, ...]
+    changes: tuple[Change, ...]
+
+
+def compare_experiments(
+    first: Results,
+    second: Results,
+    cells: tuple[Sequence[CellSummary], Sequence[CellSummary]],
+) -> Comparison | None:
+    """Compare two experiments by the rules of the command; None if no cell is in both."""
+    try:
+        found = compare_results(
+            read_whole(first.directory), read_whole(second.directory), Criteria()
+        )
+    except NothingInCommonError:
+        return None
+    by_id = [{cell.cell.id: cell for cell in side} for side in cells]
+    pairs = tuple(Pair(one, by_id[0][one.ids[0]], by_id[1][one.ids[1]]) for one in found.cells)
+    changes = [
+        Change(pair, _MEASURES[one.metric], one)
+        for pair in pairs
+        for one in pair.compared.differences
+    ]
+    order = list(_MEASURES.values())
+    changes.sort(key=lambda change: order.index(change.measure))
+    return Comparison(found, pairs, tuple(changes))
+
+
+def compare_answer(comparison: Comparison | None) -> Answer:
+    """Say in which cells B takes more or less than A, and if it lost memory or failed."""
+    if comparison is None:
         return Answer("open", "A and B have no cell in common")
-    heads, details = [], []
-    lost = [p.name for p in pairs if p.second.stale_pages and not p.first.stale_pages]
-    mended = [p.name for p in pairs if p.first.stale_pages and not p.second.stale_pages]
-    both = [p.name for p in pairs if p.first.stale_pages and p.second.stale_pages]
+    found, pairs, changes = comparison.found, comparison.pairs, comparison.changes
     cells = f"of {units.many(len(pairs), 'cell')}"
-    for word, found in (("new in", lost), ("gone from", mended), ("still in", both)):
-        if found:
-            heads.append(f"stale pages {word} {len(found)} {cells}")
-    broken = [p.name for p in pairs if _completes(p.first) and not _completes(p.second)]
-    if broken:
-        heads.append(f"no run completes any more in {len(broken)} {cells}")
+    heads, details = [*_lost(pairs, cells)], []
+    failing = sum(_fails(pair.compared) for pair in pairs)
+    if failing:
+        heads.append(f"more runs fail in {failing} {cells}")
     same = []
     for measure in dict.fromkeys(change.measure for change in changes):
         mine = [change for change in changes if change.measure is measure]
-        by_word = {word: [one for one in mine if one.kind == word] for word in ("more", "less")}
-        parts = [f"{word} in {len(found)}" for word, found in by_word.items() if found]
-        if parts:
+        kinds = Counter(change.kind for change in mine)
+        if parts := [f"{word} in {kinds[word]}" for word in ("more", "less") if kinds[word]]:
             heads.append(f"{measure.short}: {', '.join(parts)} {cells}")
         else:
             same.append(measure.short)
-        extremes = (("more", max), ("less", min))
-        details += [_extreme(by_word[w], choose) for w, choose in extremes if by_word[w]]
+        details += _extremes(mine)
     if same:
         heads.append(f"no clear change of {_and(same)}")
-    if unmatched:
-        left_out = units.many(unmatched, "cell")
-        details.append(f"Left out because the other does not have them: {left_out}.")
-    is_blind = not any(change.difference.can_be_told for change in changes)
-    if is_blind:
-        details.append("There are too few repeats for any difference to be told.")
+    told = [f"{pair.name}: {one}" for pair in pairs for one in pair.compared.regressions]
+    told += found.regressions
+    details = [f"{one}." for one in told[:_MOST_TOLD]] + details
+    if len(told) > _MOST_TOLD:
+        details.append(f"{units.many(len(told) - _MOST_TOLD, 'more regression')}.")
+    if found.undecided:
+        details.append(f"Undecided: {'; '.join(found.undecided)}.")
+    if any(change.difference.verdict is Verdict.INCOMPARABLE for change in changes):
+        details.append(
+            "Where fewer runs of B completed, the rest of them is not said to be better."
+        )
+    criteria = Criteria()
     details.append(
-        f"More and less are told where the median changes by more than {THRESHOLD * 100:g} % and "
-        "the rank test, corrected for all comparisons, tells the repeats apart."
+        f"More and less are told where the median changes by more than "
+        f"{criteria.threshold * 100:g} % and the rank test, corrected for all cells, tells the "
+        "repeats apart."
     )
-    alone = sum(change.difference.p <= ALPHA < change.q for change in changes)
+    alone = sum(change.difference.p <= criteria.alpha < change.difference.q for change in changes)
     if alone:
         details.append(
             f"{units.many(alone, 'difference')} of {len(changes):,} compared would count if each "
             "were the only one: more repeats would tell."
         )
-    is_worse = lost or both or broken or any(change.kind == "more" for change in changes)
-    kind: Literal["good", "bad", "open"] = "bad" if is_worse else "open" if is_blind else "good"
-    return Answer(kind, f"B against A: {'; '.join(heads)}", tuple(details))
+    kind: Literal["good", "bad", "open"] = (
+        "bad" if found.worse else "open" if found.undecided else "good"
+    )
+    return Answer(kind, f"B against A: {'; '.join(heads) or 'nothing to compare'}", tuple(details))
 
 
-def _completes(cell: CellSummary) -> bool:
-    return any(run.is_completed and not run.warm_up for run in cell.runs)
+def _lost(pairs: Sequence[Pair], cells: str) -> list[str]:
+    """Where memory was lost in one of them."""
+    lost = sum(bool(p.second.stale_pages and not p.first.stale_pages) for p in pairs)
+    mended = sum(bool(p.first.stale_pages and not p.second.stale_pages) for p in pairs)
+    both = sum(bool(p.first.stale_pages and p.second.stale_pages) for p in pairs)
+    words = (("new in", lost), ("gone from", mended), ("still in", both))
+    return [f"stale pages {word} {number} {cells}" for word, number in words if number]
+
+
+def _fails(cell: CellComparison) -> bool:
+    """Whether runs of it fail that did not in A; lost memory is another matter."""
+    lost = any("stale" in statuses[1] for statuses in (cell.statuses, cell.warm_up_statuses))
+    return cell.completion.verdict is Verdict.WORSE or len(cell.regressions) > lost
 
 
 def _and(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _extreme(changes: Sequence[Change], choose: Callable[..., Change]) -> str:
-    change = choose(changes, key=lambda one: one.share.value)
-    direction = "more" if change.share.value > 0 else "less"
-    share = units.percent(abs(change.share.value))
-    return (
-        f"The largest change to {direction} {change.measure.short} is {share}, "
-        f"in {change.pair.name}."
-    )
+def _extremes(changes: Sequence[Change]) -> list[str]:
+    """The largest change of one measure to more, and that to less."""
+    found = []
+    for kind in ("more", "less"):
+        able = [one for one in changes if one.kind == kind and one.difference.change is not None]
+        if able:
+            most = max(able, key=lambda one: abs(one.difference.change or 0.0))
+            share = units.percent(abs(most.difference.change or 0.0))
+            what = f"The largest change to {kind} {most.measure.short}"
+            found.append(f"{what} is {share}, in {most.pair.name}.")
+    return found
 
 
-def change_plot(pairs: Sequence[Pair], changes: Sequence[Change]) -> Plot | None:
+def change_plot(comparison: Comparison | None) -> Plot | None:
     """Plot each change in percent with its interval; None if nothing can be compared."""
+    if comparison is None:
+        return None
+    pairs = comparison.pairs
+    changes = [one for one in comparison.changes if one.difference.change is not None]
     if not changes:
         return None
     axis = row_axis([pair.name for pair in pairs])
@@ -202,11 +203,14 @@ def change_plot(pairs: Sequence[Pair], changes: Sequence[Change]) -> Plot | None
     rows = [_row(places[id(change.pair)], change) for change in changes]
     measures = dict.fromkeys(change.measure for change in changes)
     views: list[Spec] = [_view(measure, axis, len(pairs)) for measure in measures]
+    is_range = any(change.difference.interval_kind == "range" for change in changes)
     return Plot(
         name="change",
         title="What changed from A to B",
         caption=(
-            "Change of the median in % of A's, with its 95 % interval. Left of 0, B takes less; "
+            "Change of the median in % of A's, with its 95 % interval"
+            + (", or the range of fewer than 6 repeats" if is_range else "")
+            + ". Left of 0, B takes less; "
             "a grey circle is a change that the repeats do not tell, or too small to matter."
         ),
         spec={"vconcat": views, "spacing": 22},
@@ -216,24 +220,38 @@ def change_plot(pairs: Sequence[Pair], changes: Sequence[Change]) -> Plot | None
 
 
 def _row(index: int, change: Change) -> dict[str, Any]:
-    share, measure, pair = change.share, change.measure, change.pair
-    low = share.value if share.low is None else share.low
-    high = share.value if share.high is None else share.high
-    old, new = pair.first.estimate(measure), pair.second.estimate(measure)
+    difference, measure, pair = change.difference, change.measure, change.pair
+    value = difference.change or 0.0
+    low, high = difference.interval or (value, value)
     return {
         "measure": measure.key,
         "row": index,
-        "value": round(share.value * 100, 3),
+        "value": round(value * 100, 3),
         "low": round(low * 100, 3),
         "high": round(high * 100, 3),
         "kind": _WORDS[change.kind],
         "cell": pair.name,
-        "old": measure.say(old.value if old else None),
-        "new": measure.say(new.value if new else None),
-        "change": measure.say(change.difference.absolute.value),
-        "interval": measure.interval(change.difference.absolute) or "none, one repeat",
-        "q": f"{change.q:.2g}",
+        "old": measure.say(difference.medians[0]),
+        "new": measure.say(difference.medians[1]),
+        "change": signed(value),
+        "interval": interval_words(difference) or "none",
+        "q": f"{difference.q:.2g}",
+        "verdict": str(difference.verdict).replace("-", " "),
     }
+
+
+def signed(share: float) -> str:
+    """Write a change, with its sign."""
+    return f"{'+' if share > 0 else ''}{units.percent(share)}"
+
+
+def interval_words(difference: Difference) -> str:
+    """Write the interval of a change, or what there is in its place; empty for nothing."""
+    if difference.interval is None:
+        return ""
+    low, high = difference.interval
+    kind = "range " if difference.interval_kind == "range" else ""
+    return f"{kind}{signed(low).removesuffix(' %')} to {signed(high)}"
 
 
 def _view(measure: Measure, axis: Rows, rows: int) -> Spec:
@@ -250,9 +268,10 @@ def _view(measure: Measure, axis: Rows, rows: int) -> Spec:
         {"field": "cell", "title": "Cell"},
         {"field": "old", "title": "A"},
         {"field": "new", "title": "B"},
-        {"field": "change", "title": "B less A"},
+        {"field": "change", "title": "Change"},
         {"field": "interval", "title": "95 % interval"},
         {"field": "q", "title": "Rank test, corrected"},
+        {"field": "verdict", "title": "B is"},
     ]
     return {
         "title": f"{measure.title}, change in %",

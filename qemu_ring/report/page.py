@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qemu_ring.report import tables, units, verdict
-from qemu_ring.report.comparison import change_plot, compare_answer, compare_pairs, pair_cells
+from qemu_ring.report.comparison import change_plot, compare_answer, compare_experiments
 from qemu_ring.report.plot import Plot
 from qemu_ring.report.results import Results
 from qemu_ring.report.scaling import scaling_plots
 from qemu_ring.report.stalemap import stale_map
 from qemu_ring.report.strips import Row, strip_plot
-from qemu_ring.report.summary import DOWNTIME, GUEST_DOWNTIME, SENT, TIME, CellSummary, summarise
+from qemu_ring.report.summary import DOWNTIME, GUEST_DOWNTIME, TIME, CellSummary, summarise
 from qemu_ring.report.tables import Table
 from qemu_ring.report.timeline import Subject, timeline_plot
 
 __all__ = ["Experiment", "Page", "build_page"]
 
 MEASURES = (TIME, DOWNTIME, GUEST_DOWNTIME)
-COMPARED = (TIME, DOWNTIME, SENT)  # what `qemu-ring experiment compare` compares by default
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,22 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole report."""
+    """The whole report.
+
+    Args:
+        title: what it is of.
+        experiments: one, or two.
+        change: of two: how they compare.
+        pairs: the same for each cell.
+        apart: what else is not the same.
+        plots: all of them.
+    """
 
     title: str
     experiments: tuple[Experiment, ...]
     change: verdict.Answer | None
     pairs: Table | None
+    apart: Table | None
     plots: tuple[Plot, ...]
 
 
@@ -90,22 +99,21 @@ def build_page(results: Sequence[Results]) -> Page:
         rows = [Row(cell.name, (cell.runs,)) for cell in cells]
         strips = [strip_plot(rows, measure) for measure in MEASURES]
         plots = [*strips, *scaling_plots(cells, MEASURES), stale_map(cells), timeline]
-        return Page(title, experiments, None, None, tuple(plot for plot in plots if plot))
+        return Page(title, experiments, None, None, None, tuple(plot for plot in plots if plot))
     first, second = summaries
-    pairs = pair_cells(first, second)
-    changes = compare_pairs(pairs, COMPARED)
+    comparison = compare_experiments(results[0], results[1], (first, second))
+    pairs = comparison.pairs if comparison else ()
     paired = {id(cell) for pair in pairs for cell in (pair.first, pair.second)}
     rows = [Row(pair.name, (pair.first.runs, pair.second.runs)) for pair in pairs]
     rows += [Row(cell.name, (cell.runs, ())) for cell in first if id(cell) not in paired]
     rows += [Row(cell.name, ((), cell.runs)) for cell in second if id(cell) not in paired]
-    unmatched = len(rows) - len(pairs)
     labelled = [
         CellSummary(cell.cell, f"{letter}: {cell.name}", cell.runs)
         for letter, cells in zip(letters, summaries, strict=True)
         for cell in cells
     ]
     plots = [
-        change_plot(pairs, changes),
+        change_plot(comparison),
         *(strip_plot(rows, measure, letters) for measure in MEASURES),
         stale_map(labelled),
         timeline,
@@ -113,8 +121,9 @@ def build_page(results: Sequence[Results]) -> Page:
     return Page(
         title=title,
         experiments=experiments,
-        change=compare_answer(pairs, changes, unmatched),
-        pairs=tables.pair_table(pairs, changes) if pairs else None,
+        change=compare_answer(comparison),
+        pairs=tables.pair_table(comparison) if comparison else None,
+        apart=tables.apart_table(comparison) if comparison else None,
         plots=tuple(plot for plot in plots if plot),
     )
 

@@ -48,4 +48,12 @@ for (const figure of figures) {
     ?.addEventListener("change", () => draw(figure).catch((error) => fail(figure, error)));
 }
 drawAll();
+
+// On paper nothing can be opened.
+let closed = [];
+addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("details:not([open])")];
+  closed.forEach((one) => (one.open = true));
+});
+addEventListener("afterprint", () => closed.forEach((one) => (one.open = false)));
 addEventListener("resize", lodashDebounce(drawAll, 150));

@@ -133,6 +133,7 @@ class Run(_Model):
     pages_written: int | None = None
     stale_pages: int | None = None
     stale: tuple[StalePage, ...] = ()
+    stale_places: dict[str, tuple[int, ...]] = {}
     block_pages: dict[str, int] = {}
     provenance: dict[str, Any] = {}
 
@@ -215,6 +216,7 @@ def read_results(directory: Path) -> Results:
         for number, line in enumerate(lines, 1)
         if line.strip()
     )
+    runs = tuple({(run.cell, run.repeat): run for run in runs}.values())  # the last one counts
     known = {cell.id for cell in experiment.cells}
     for number, run in enumerate(runs, 1):
         if run.cell not in known:

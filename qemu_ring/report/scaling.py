@@ -67,7 +67,8 @@ def _plot(key: str, cells: Sequence[CellSummary], measures: Sequence[Measure]) -
         name=f"scaling-{slug(key)}",
         title=f"Scaling with {_words(key)}",
         caption=(
-            "Lines join the medians; bars are their 95 % intervals, small marks are the repeats."
+            "Lines join the medians; bars are their 95 % intervals (of fewer than 6 repeats, "
+            "their range), small marks are the repeats."
             + (f" {left_out} more combinations are in the table." if left_out else "")
         ),
         spec={"vconcat": views, "spacing": 22},

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qemu_ring.report import units
 from qemu_ring.report.plot import Choice, Plot, Rows, Spec, row_axis
-from qemu_ring.report.results import PAGE_BYTES
+from qemu_ring.report.results import PAGE_BYTES, Run
 from qemu_ring.report.summary import CellSummary
 from qemu_ring.report.theme import HEAT, colour
 
@@ -21,16 +21,22 @@ _MOST_BINS = 128
 def stale_map(cells: Sequence[CellSummary]) -> Plot | None:
     """Plot the stale pages of each block of memory by address; None if there were none.
 
-    Results list the first 1000 stale pages of a run; more than those are not in the map.
+    Results count the stale pages in each place. Those of earlier versions list the first 1000 of a
+    run instead; what lies above the last of them is marked as not known.
     """
-    bad = [cell for cell in cells if any(run.stale for run in cell.runs)]
+    bad = [cell for cell in cells if any(run.stale or run.stale_places for run in cell.runs)]
     if not bad:
         return None
     blocks = _blocks(bad)
     axis = row_axis([cell.name for cell in bad])
     heat = [_heat(block, pages, bad) for block, pages in blocks.items()]
     rows = [row for found in heat for row in found]
-    unlisted = sum(cell.stale_pages - sum(len(run.stale) for run in cell.runs) for cell in bad)
+    unlisted = sum(
+        (run.stale_pages or 0) - len(run.stale)
+        for cell in bad
+        for run in cell.runs
+        if not run.stale_places
+    )
     shades = _shades(max(row["count"] for row in rows))
     for row in rows:
         row["shade"] = next(name for least, name in reversed(shades) if row["count"] >= least)
@@ -41,7 +47,8 @@ def stale_map(cells: Sequence[CellSummary]) -> Plot | None:
             "A strip is all of a block of guest memory, from its first page at the left; all runs "
             "of a cell together."
             + (
-                f" {unlisted:,} further pages are counted, but not listed by the results."
+                f" {unlisted:,} further pages are counted, but not listed by the results, which "
+                "have the first 1,000 of a run: they are where the dotted line is."
                 if unlisted > 0
                 else ""
             )
@@ -52,7 +59,17 @@ def stale_map(cells: Sequence[CellSummary]) -> Plot | None:
             ],
             "spacing": 22,
         },
-        choices=(Choice("", "", {"heat": rows, "blocks": _strips(blocks, len(bad))}),),
+        choices=(
+            Choice(
+                "",
+                "",
+                {
+                    "heat": rows,
+                    "blocks": _strips(blocks, len(bad)),
+                    "unknown": list(_unknown(blocks, bad)),
+                },
+            ),
+        ),
         margin=axis.extent + 30,
     )
 
@@ -62,6 +79,8 @@ def _blocks(cells: Sequence[CellSummary]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for cell in cells:
         for run in cell.runs:
+            for name in run.stale_places:
+                sizes[name] = max(sizes.get(name, 0), run.block_pages.get(name, 1))
             for page in run.stale:
                 known = run.block_pages.get(page.block, 0)
                 sizes[page.block] = max(sizes.get(page.block, 0), known, page.page + 1)
@@ -72,9 +91,7 @@ def _heat(block: str, pages: int, cells: Sequence[CellSummary]) -> list[dict[str
     width = math.ceil(pages / _MOST_BINS)
     rows = []
     for row, cell in enumerate(cells):
-        found = Counter(
-            page.page // width for run in cell.runs for page in run.stale if page.block == block
-        )
+        found = sum((_places(run, block, width) for run in cell.runs), Counter[int]())
         for place, number in sorted(found.items()):
             first, last = place * width, min((place + 1) * width, pages) - 1
             rows.append(
@@ -92,6 +109,41 @@ def _heat(block: str, pages: int, cells: Sequence[CellSummary]) -> list[dict[str
                 }
             )
     return rows
+
+
+def _places(run: Run, block: str, width: int) -> Counter[int]:
+    """Count a run's stale pages in places of so many pages."""
+    if not run.stale_places:
+        return Counter(page.page // width for page in run.stale if page.block == block)
+    counted = run.stale_places.get(block, ())
+    pages = math.ceil(run.block_pages.get(block, 1) / max(len(counted), 1))
+    found: Counter[int] = Counter()
+    for place, number in enumerate(counted):
+        if number:
+            found[place * pages // width] += number
+    return found
+
+
+def _unknown(blocks: dict[str, int], cells: Sequence[CellSummary]) -> Iterator[dict[str, Any]]:
+    """The parts of which not every run tells, for it listed no more pages."""
+    for row, cell in enumerate(cells):
+        for block, pages in blocks.items():
+            begin = min((_known(run, block, pages) for run in cell.runs), default=pages)
+            if begin < pages:
+                yield {"block": block, "row": row, "middle": row, "from": begin, "to": pages}
+
+
+def _known(run: Run, block: str, pages: int) -> int:
+    """From the block's first page on, how many of them the list of stale pages tells of."""
+    if run.stale_places or len(run.stale) >= (run.stale_pages or 0):
+        return pages
+    if not run.stale:
+        return 0
+    last, order = run.stale[-1], list(run.block_pages)
+    if block == last.block:
+        return last.page + 1
+    listed = block in order and last.block in order
+    return pages if listed and order.index(block) < order.index(last.block) else 0
 
 
 def _strips(blocks: dict[str, int], rows: int) -> list[dict[str, Any]]:
@@ -148,6 +200,11 @@ def _view(block: str, pages: int, axis: Rows, shades: Sequence[tuple[int, str]],
                 "data": {"name": "blocks"},
                 "mark": {"type": "rect", "color": colour("panel"), "stroke": colour("line")},
                 "encoding": span,
+            },
+            {
+                "data": {"name": "unknown"},
+                "mark": {"type": "rule", "color": colour("muted"), "strokeDash": [2, 4]},
+                "encoding": {**span, "y": {**row_y, "field": "middle"}, "y2": None},
             },
             {
                 "data": {"name": "heat"},

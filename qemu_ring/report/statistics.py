@@ -1,8 +1,8 @@
-"""Medians with their intervals, and differences of medians with a rank test.
+"""Medians with their intervals, and differences between cells of one experiment.
 
-The rules are those of `qemu-ring experiment compare`, so that both say the same of the same runs;
-here without scipy, which a report does not need, and without random numbers: what resampling
-with replacement would give in the long run is computed.
+The rules are those of `qemu-ring experiment compare`; here without scipy, which a report of one
+experiment does not need, and without random numbers: what resampling with replacement would give
+of a difference in the long run is computed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Final
 
 __all__ = [
     "ALPHA",
-    "THRESHOLD",
     "Difference",
     "Estimate",
+    "could_tell",
     "difference",
     "false_discovery",
     "median",
@@ -30,10 +30,9 @@ __all__ = [
 
 ALPHA: Final = 0.05
 """The share of false alarms among the differences that are called such."""
-THRESHOLD: Final = 0.05
-"""The relative change of a median that matters."""
 
 _TAIL: Final = 0.025  # left out at each end of an interval
+_FEW: Final = 6  # repeats below which not even all of them cover the median with 95 %
 _EXACT_RANKS: Final = 8  # the smaller sample's size up to which the rank test is exact
 _EXACT_PAIRS: Final = 200  # values up to which both middle ones of a resample are followed
 _MOST_ATOMS: Final = 200  # points that stand for a distribution where two are combined
@@ -43,17 +42,20 @@ _Weights = list[tuple[float, float]]  # value and probability, by value
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value and its 95 % confidence interval.
+    """A value and its 95 % confidence interval; of fewer than 6 repeats, their range.
 
     Args:
         value: the median, or the difference of two.
-        low: the interval's lower end; None where too few values allow none.
+        low: the interval's lower end; None for one value.
         high: its upper end.
+        is_range: whether it is from the least to the most that the repeats can be, and so less
+            sure than an interval.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
+    is_range: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +74,20 @@ class Difference:
     p: float
     least_p: float
 
-    @property
-    def can_be_told(self) -> bool:
-        """Tell if there are enough values for any difference to be shown."""
-        return self.least_p <= ALPHA
-
 
 def median(values: Sequence[float]) -> Estimate:
-    """Estimate the median of one or more values; the interval is the bootstrap's."""
+    """Estimate the median of one or more values.
+
+    The interval is from the k-th least to the k-th most, which whatever the distribution covers
+    the median as often as heads and tails allow; resampling covers too little of few values.
+    """
     middle = statistics.median(values)
     if len(values) < 2:
         return Estimate(middle)
-    return Estimate(middle, *_interval(_resampled(tuple(values))))
+    if len(values) < _FEW:
+        return Estimate(middle, min(values), max(values), is_range=True)
+    ranked, left_out = sorted(values), _left_out(len(values))
+    return Estimate(middle, ranked[left_out], ranked[-1 - left_out])
 
 
 def difference(new: Sequence[float], old: Sequence[float]) -> Difference:
@@ -91,11 +95,18 @@ def difference(new: Sequence[float], old: Sequence[float]) -> Difference:
     before, after = statistics.median(old), statistics.median(new)
     absolute = Estimate(after - before)
     share = Estimate((after - before) / before) if before else None
-    if min(len(new), len(old)) > 1:
+    few = min(len(new), len(old))
+    if 1 < few < _FEW:
+        low, high = min(new) - max(old), max(new) - min(old)
+        absolute = Estimate(after - before, low, high, is_range=True)
+        if share and min(old) > 0:
+            low, high = min(new) / max(old) - 1, max(new) / min(old) - 1
+            share = Estimate(share.value, low, high, is_range=True)
+    elif few > 1:
         here, there = _atoms(_resampled(tuple(old))), _atoms(_resampled(tuple(new)))
         pairs = [(a, b, p * q) for (a, p), (b, q) in itertools.product(here, there)]
         absolute = Estimate(after - before, *_interval((b - a, p) for a, b, p in pairs))
-        if share and all(a for a, _ in here):
+        if share and min(old) > 0:
             share = Estimate(share.value, *_interval(((b - a) / a, p) for a, b, p in pairs))
     least = 2 / math.comb(len(new) + len(old), len(new))
     return Difference(absolute, share, rank_test(new, old), least)
@@ -128,6 +139,24 @@ def false_discovery(p: Sequence[float]) -> list[float]:
         least = min(least, p[place] * len(p) / rank)
         corrected[place] = least
     return corrected
+
+
+def could_tell(of: Sequence[Difference], place: int) -> bool:
+    """Tell if one of several differences could be told by so few values, however far apart."""
+    rest = [one.p for other, one in enumerate(of) if other != place]
+    return false_discovery([of[place].least_p, *rest])[0] <= ALPHA
+
+
+@lru_cache(maxsize=1024)
+def _left_out(n: int) -> int:
+    """Values to leave out at each end, so that the others still cover the median with 95 %.
+
+    It is as likely that so many or fewer are below it as so many heads among n coins.
+    """
+    left_out = 0
+    while 1 - _at_least(n, 0.5, left_out + 2) <= _TAIL:
+        left_out += 1
+    return left_out
 
 
 @lru_cache(maxsize=4096)

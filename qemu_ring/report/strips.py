@@ -57,6 +57,7 @@ def strip_plot(rows: Sequence[Row], measure: Measure, sets: Sequence[str] = ("",
             found = measure.values(runs)
             if found:
                 medians.append(_median(row.name, found, unit, lane, sets[number], floor))
+    is_range = any(one["interval"].startswith("range") for one in medians)
     furthest = max((one["high"] for one in medians), default=0.0)
     limit = unit.of(max(values)) * _BEYOND
     is_cut = furthest > limit
@@ -76,7 +77,8 @@ def strip_plot(rows: Sequence[Row], measure: Measure, sets: Sequence[str] = ("",
         title=f"{measure.title} by cell",
         caption=(
             f"Each mark is one repeat{', a cross one with stale pages' if has_stale else ''}. "
-            "The line above is the median with its 95 % interval."
+            "The line above is the median with its 95 % interval"
+            + (", or the range of fewer than 6 repeats." if is_range else ".")
             + (" The axis is logarithmic." if is_log else "")
             + (" A line that reaches the edge goes on beyond it." if is_cut else "")
         ),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qemu_ring.report import units
-from qemu_ring.report.comparison import Change, Pair
+from qemu_ring.report.comparison import Change, Comparison, interval_words, signed
 from qemu_ring.report.results import Results
 from qemu_ring.report.summary import (
     DOWNTIME,
@@ -22,6 +22,7 @@ from qemu_ring.report.summary import (
 
 __all__ = [
     "Table",
+    "apart_table",
     "cell_table",
     "command_lines",
     "facts_tables",
@@ -83,22 +84,45 @@ def cell_table(cells: Sequence[CellSummary]) -> Table:
     return Table(tuple(columns), tuple(rows))
 
 
-def pair_table(pairs: Sequence[Pair], changes: Sequence[Change]) -> Table:
+def pair_table(comparison: Comparison) -> Table:
     """Tell of each cell what changed between two experiments."""
-    columns = [Column("Cell", numbers=False), Column("Stale, A and B")]
-    measures = list(dict.fromkeys(change.measure for change in changes))
-    by_cell = {(id(change.pair), change.measure): change for change in changes}
+    columns = [Column("Cell", numbers=False), Column("Runs, A"), Column("Runs, B")]
+    columns.append(Column("Stale, A and B"))
+    measures = list(dict.fromkeys(change.measure for change in comparison.changes))
+    by_cell = {(id(change.pair), change.measure): change for change in comparison.changes}
     for measure in measures:
         columns += [Column(f"{measure.title}, A"), Column("B"), Column("Change")]
     rows = []
-    for pair in pairs:
-        values = [pair.name, f"{pair.first.stale_pages:,}, {pair.second.stale_pages:,}"]
+    for pair in comparison.pairs:
+        values = [pair.name, _runs(pair.first), _runs(pair.second)]
+        values += [f"{pair.first.stale_pages:,}, {pair.second.stale_pages:,}"]
         for measure in measures:
             estimates = pair.first.estimate(measure), pair.second.estimate(measure)
             values += [measure.say(one.value if one else None) for one in estimates]
             values.append(_change(by_cell.get((id(pair), measure))))
         rows.append((pair.second.stale_pages > 0, tuple(values)))
     return Table(tuple(columns), tuple(rows))
+
+
+def apart_table(comparison: Comparison) -> Table:
+    """Tell what else is not the same in two experiments."""
+    columns = (Column("What", numbers=False), Column("A", numbers=False))
+    found = {**comparison.found.unlike, **comparison.found.provenance}
+    rows = [
+        (False, (key, *("; ".join(_parameters(key, side)) for side in sides)))
+        for key, sides in found.items()
+    ]
+    for place, names in enumerate((comparison.found.only_a, comparison.found.only_b)):
+        rows += [(False, (f"cell only in {'AB'[place]}", *_at(place, name))) for name in names]
+    return Table((*columns, Column("B", numbers=False)), tuple(rows))
+
+
+def _parameters(key: str, side: Any) -> list[str]:
+    return [units.parameter(key, one) for one in (side if isinstance(side, list) else [side])]
+
+
+def _at(place: int, name: str) -> tuple[str, str]:
+    return (name, units.NONE) if place == 0 else (units.NONE, name)
 
 
 def run_table(results: Results) -> Table:
@@ -221,15 +245,10 @@ def _estimate(cell: CellSummary, measure: Measure) -> str:
 def _change(change: Change | None) -> str:
     if change is None:
         return units.NONE
-    share = change.share
-    if share.low is None or share.high is None:
-        return _signed(share.value)
-    low = _signed(share.low).removesuffix(" %")
-    return f"{_signed(share.value)}\n{low} to {_signed(share.high)}"
-
-
-def _signed(fraction: float) -> str:
-    return f"{'+' if fraction > 0 else ''}{units.percent(fraction)}"
+    one = change.difference
+    verdict = str(one.verdict).replace("-", " ")
+    first = units.NONE if one.change is None else signed(one.change)
+    return f"{first}\n{verdict}\n{interval_words(one)}".rstrip()
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

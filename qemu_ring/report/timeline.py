@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from qemu_ring.report import units
 from qemu_ring.report.plot import Choice, Data, Plot, slug
-from qemu_ring.report.results import Migration, Results, Run
+from qemu_ring.report.results import Migration, Results, Run, Sample
 from qemu_ring.report.summary import ENDINGS
 from qemu_ring.report.timeline_views import BANDWIDTH, DIRTY, Scales, timeline_spec
 
@@ -20,7 +20,6 @@ __all__ = ["Subject", "timeline_plot"]
 _MOST_SAMPLES = 300
 _MOST_MARKS = 400  # of removals; those that come closer together are added up
 _MOST_RUNS = 60
-_MOST_FILES = 12
 _NO_RING = "no dirty ring, or none that QEMU told of"
 
 
@@ -101,7 +100,7 @@ def timeline_plot(subjects: Sequence[Subject]) -> Plot | None:
         ),
         choices=tuple(choices),
         margin=80,
-        files=frozenset(list(cells.values())[:_MOST_FILES]),
+        files=frozenset(cells.values()),
     )
 
 
@@ -188,15 +187,14 @@ def _data(subject: Subject, migration: Migration, scales: Scales) -> Data:
                         "shown": units.rate(value),
                     }
                 )
-    stride = -(-len(migration.samples) // _MOST_SAMPLES) or 1
     samples = [
         {
             "at": _round(sample.at_seconds),
             "remaining": _scaled(sample.remaining, scales.size.of),
             "bandwidth": _scaled(sample.bandwidth, scales.rate.of),
-            "fill": _scaled(sample.ring_fill, lambda fill: float(f"{fill / entries:.4g}")),
+            "fill": _scaled(fill, lambda fill: float(f"{fill / entries:.4g}")),
         }
-        for sample in migration.samples[::stride]
+        for sample, fill in _thinned(migration.samples)
     ]
     down = [
         {"from": _round(begun), "to": _round(over), "took": units.seconds(over - begun)}
@@ -212,6 +210,14 @@ def _data(subject: Subject, migration: Migration, scales: Scales) -> Data:
         "absent": [] if any(s["fill"] is not None for s in samples) else [{"text": _NO_RING}],
         "removals": _removals(run, end),
     }
+
+
+def _thinned(samples: Sequence[Sample]) -> Iterator[tuple[Sample, int | None]]:
+    """The first sample of each few, with the fullest ring of them: a peak is what matters."""
+    stride = -(-len(samples) // _MOST_SAMPLES) or 1
+    for first in range(0, len(samples), stride):
+        fills = [one.ring_fill for one in samples[first : first + stride]]
+        yield samples[first], max((fill for fill in fills if fill is not None), default=None)
 
 
 def _dirty_rates(migration: Migration) -> list[float | None]:

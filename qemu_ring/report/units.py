@@ -110,7 +110,8 @@ def interval(estimate: Estimate, unit_of: Callable[[float], Unit] = time_unit) -
     if estimate.low is None or estimate.high is None:
         return ""
     unit = unit_of(max(abs(estimate.low), abs(estimate.high)))
-    return f"{_digits(estimate.low / unit.factor)} to {_in(estimate.high, unit)}"
+    kind = "range " if estimate.is_range else ""
+    return f"{kind}{_digits(estimate.low / unit.factor)} to {_in(estimate.high, unit)}"
 
 
 def moment(epoch: float) -> str:

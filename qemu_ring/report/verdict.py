@@ -9,7 +9,7 @@ from typing import Literal
 
 from qemu_ring.report import units
 from qemu_ring.report.results import Results
-from qemu_ring.report.statistics import ALPHA, difference, false_discovery
+from qemu_ring.report.statistics import ALPHA, could_tell, difference, false_discovery
 from qemu_ring.report.summary import DOWNTIME, ENDINGS, CellSummary, Measure
 
 __all__ = ["Answer", "failures", "fastest", "stale_pages"]
@@ -115,13 +115,18 @@ def fastest(cells: Sequence[CellSummary], measure: Measure) -> Answer:
     if gap.share is not None:
         more += f" ({units.percent(gap.share.value)})"
     said = units.interval(gap.absolute)
+    if said and not gap.absolute.is_range:
+        said = f"95 % interval {said}"
     details = [
         f"The next is {second.name} with {next_figure}: {more} more"
-        + (f", 95 % interval {said}." if said else "."),
+        + (f", {said}." if said else "."),
     ]
     if close:
-        few = not any(gap.can_be_told for _, gap in gaps)
-        why = "so few repeats cannot tell" if few else "the repeats overlap too much"
+        told = [one for _, one in gaps]
+        blind = [
+            place for place, q in enumerate(corrected) if q > ALPHA and not could_tell(told, place)
+        ]
+        why = "so few repeats cannot tell" if blind else "the repeats overlap too much"
         details.insert(0, f"Not told apart from {_list(close)}: {why}.")
     kind: Literal["good", "open"] = "open" if close else "good"
     clear = (

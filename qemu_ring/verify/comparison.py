@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,10 +24,11 @@ from qemu_ring.verify._plan import READ_BYTES, How, Piece, plan
 from qemu_ring.verify.errors import ComparisonCancelledError, VerifyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["Block", "Comparison", "ExcusedPage", "StalePage", "compare", "compare_blocks"]
 
+_PLACES = 128
 _MAX_THREADS = 4
 """A few cores saturate the memory bus; more only raise resident memory."""
 
@@ -78,6 +80,8 @@ class Comparison:
         stale: the first of those pages, by block and then page, no more than were asked for.
         excused: pages that differ only in what the destination's KVM has written itself, with a
             newer date than at the source; they are not among the stale ones.
+        places: how many of all pages that differ are in each of 128 equal parts (fewer of a block
+            of fewer pages), of the blocks that have any.
     """
 
     bytes_total: int
@@ -85,6 +89,7 @@ class Comparison:
     pages_stale_total: int
     stale: tuple[StalePage, ...]
     excused: tuple[ExcusedPage, ...] = ()
+    places: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def equal(self) -> bool:
@@ -101,6 +106,7 @@ class Comparison:
             pages_stale_total=sum(part.pages_stale_total for part in parts),
             stale=tuple(page for part in parts for page in part.stale),
             excused=tuple(page for part in parts for page in part.excused),
+            places={name: found for part in parts for name, found in part.places.items()},
         )
 
 
@@ -119,6 +125,7 @@ class _Tally:
 
     found: list[_Found] = field(default_factory=list)
     excused: list[tuple[int, int]] = field(default_factory=list)
+    places: Counter[tuple[int, int]] = field(default_factory=Counter)
     bytes_read: int = 0
     stale: int = 0
 
@@ -169,7 +176,20 @@ class _Run:
                 ExcusedPage(self._blocks[index].name, page, KVMCLOCK)
                 for index, page in sorted(one for tally in tallies for one in tally.excused)
             ),
+            places=self._places(sum((tally.places for tally in tallies), Counter())),
         )
+
+    def _places(self, found: Counter[tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+        """By block and part; the blocks in their order."""
+        places = {}
+        for index in sorted({index for index, _ in found}):
+            pages = self._blocks[index].size // self._page_size
+            parts = -(-pages // self._pages_a_place(index))
+            places[self._blocks[index].name] = tuple(found[index, part] for part in range(parts))
+        return places
+
+    def _pages_a_place(self, index: int) -> int:
+        return -(-self._blocks[index].size // self._page_size // _PLACES) or 1
 
     def _plan(self) -> Iterator[tuple[int, Piece]]:
         for index, block in enumerate(self._blocks):
@@ -233,6 +253,7 @@ class _Run:
                 tally.excused.append((index, page))
                 continue
             tally.stale += 1
+            tally.places[index, page // self._pages_a_place(index)] += 1
             if len(tally.found) < self._max_listed:
                 digests = (hashlib.sha256(content).hexdigest() for content in pages)
                 tally.found.append(_Found(index, page, *digests))

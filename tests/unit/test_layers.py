@@ -15,8 +15,8 @@ PACKAGE = ROOT / "qemu_ring"
 # A module may import from its own layer and from those after it.
 LAYERS = [
     "cli",
-    "experiment",
     "report",
+    "experiment",
     "torture",
     "prove",
     "migration",

@@ -157,6 +157,52 @@ async def test_what_no_worker_can_take_is_refused(tmp_path: Path, cluster: Local
     assert "its guests need 208 MiB, and no worker declares more MEMORY than 95" in record["error"]
 
 
+@pytest.mark.ring
+async def test_the_only_worker_that_is_large_enough_dies(
+    tmp_path: Path, qemu_path: Path, cluster: LocalCluster
+) -> None:
+    """What it had is refused after a while; the rest goes on, on the other."""
+    large = cluster.worker("large", "KVM=1 MEMORY=1e9")
+    text = SMALL.replace("settle-seconds: 0.05", "settle-seconds: 30")
+    matrix = """\
+matrix:
+  size:
+    small: {guest.memory: 40 MiB, settle-seconds: 0.05}
+    large: {guest.memory: 256 MiB}
+repeats: 1
+order: sequential
+"""
+    plan, watcher = parse_experiment(text + matrix), Noting()
+    identity = await cluster_identity(cluster.address, list(plan.cells), str(qemu_path))
+    with Store(tmp_path / "r") as store:
+        results = store.begin(plan, identity)
+        task = asyncio.create_task(
+            run_on_cluster(
+                store,
+                results,
+                scheduler=cluster.address,
+                qemu=identity,
+                watcher=watcher,
+                patience=10.0,
+            )
+        )
+        key = results.runs[1].key
+        await until(lambda: task.done() or (key in watcher.begun and qemus_of(large)))
+        assert not task.done()
+        small = cluster.worker("small", "KVM=1 MEMORY=3e8")
+        await until(lambda: "Registered to" in (tmp_path / "cluster/small.log").read_text())
+        kill(large)
+        await asyncio.wait_for(task, SECONDS)
+        assert qemus_of(small) == []
+    found = read_results(tmp_path / "r")
+    by_size = {found.cells[one["cell"]].axes["size"]: one for one in found.records}
+    assert by_size["small"]["status"] == "ok"
+    assert by_size["large"]["status"] == "refused"
+    assert by_size["large"]["error"] == (
+        "its guests need 640 MiB, and no worker declares more MEMORY than 286 MiB any more"
+    )
+
+
 async def test_worker_without_kvm_does_not_count(cluster: LocalCluster) -> None:
     cluster.worker("other", "GPU=1")
     cells = list(parse_experiment(SMALL).cells)

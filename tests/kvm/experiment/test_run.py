@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.errors import ExitStatus
-from qemu_ring.experiment import read, read_results
+from qemu_ring.experiment import (
+    Budget,
+    Cell,
+    Store,
+    parse_experiment,
+    read,
+    read_results,
+    run_experiment,
+)
+from qemu_ring.guest import image_bytes
 
 from .conftest import OWNER_VARIABLE, SMALL, Experiment, processes_with, program
 
@@ -22,7 +32,7 @@ OUTCOMES = """
 matrix:
   case:
     fine: {migration.kind: precopy}
-    late: {settle-seconds: 60, time-limit: 6}
+    late: {migration.max-bandwidth: 1 MiB, time-limit: 6}
     hopeless: {migration.max-bandwidth: 1 MiB, migration.abort: {seconds: 0.5}}
     too-large: {guest.memory: 64 TiB}
     dies: {qemu: DIES, settle-seconds: 3}
@@ -84,12 +94,16 @@ def test_every_outcome_is_told_and_the_rest_goes_on(
     }
     assert found["late"]["error"] == "not over within 6 s"
     assert 6 <= found["late"]["wall_seconds"] < 20
+    assert found["late"]["migration"]["samples"], "the same of one that took too long"
     assert "it took longer than 0.5 s" in found["hopeless"]["error"]
     assert found["hopeless"]["migration"]["samples"], "what it did until then is kept"
     assert "a guest of 67108864 MiB and the one it is migrated to" in found["too-large"]["error"]
     assert "SIGKILL" in found["dies"]["error"]
     assert found["fine"]["stale_pages"] == 0
     assert found["fine"]["pages_written"] > 0
+    assert found["fine"]["pages_written_by_vcpu"] == [found["fine"]["pages_written"]]
+    assert found["fine"]["pages_written_by_region"] == {"heap": found["fine"]["pages_written"]}
+    assert (found["fine"]["cpus"], found["fine"]["side_by_side"]) == (None, 1)
     assert [line for line in done.stderr.splitlines() if "6/6" in line]
 
 
@@ -105,6 +119,8 @@ def test_provenance_is_complete(tmp_path: Path, qemu_path: Path, experiment: Exp
     assert told["qemu"]["path"] == str(qemu_path)
     assert len(told["qemu"]["sha256"]) == 64
     assert {"qemu-ring", "qemu.qmp", "python"} <= told["versions"].keys()
+    firmware = hashlib.sha256(image_bytes()).hexdigest()
+    assert told["images"] == {"firmware": {"path": None, "sha256": firmware}}
     source, destination = told["command_lines"]
     assert "-incoming" not in source
     assert "-incoming defer" in destination
@@ -194,6 +210,26 @@ def test_runs_side_by_side(tmp_path: Path, qemu_path: Path, experiment: Experime
     records = read_results(tmp_path / "little").records
     assert Counter(one["status"] for one in records) == {"refused": 3}
     assert "and the budget is 100 MiB" in records[0]["error"]
+
+
+@pytest.mark.ring
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU only")
+async def test_two_runs_at_the_same_time(
+    tmp_path: Path, qemu_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each on a CPU of its own: here both of its guests, too, for two CPUs are all that is sure."""
+    monkeypatch.setattr(Cell, "cpus", 1)
+    plan = parse_experiment(f"{SMALL.replace('settle-seconds: 0.05', '')}repeats: 4\n")
+    budget = Budget(2, 4 * plan.cells[0].guests_bytes)
+    with Store(tmp_path) as store:
+        await run_experiment(store, store.begin(plan, None), qemu=qemu_path, budget=budget)
+    results = read_results(tmp_path)
+    assert [one["status"] for one in results.records] == ["ok"] * 4
+    first, second, *_ = sorted(results.records, key=lambda one: one["started"])
+    assert (first["side_by_side"], second["side_by_side"]) == (2, 2)
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    assert sorted([first["cpus"], second["cpus"]]) == [[cpus[0]], [cpus[1]]]
+    assert second["started"] < first["started"] + first["wall_seconds"]
 
 
 def _why_no_netem() -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qemu_ring.experiment import ExperimentPlan, Store, parse_experiment
+from qemu_ring.experiment import ExperimentPlan, Results, Store, parse_experiment, read_results
 from qemu_ring.experiment.process import empty_record, run_labels
 from qemu_ring.experiment.record import Status
 
@@ -68,6 +68,31 @@ def write() -> Write:
                     store.append(record | run_labels(run, 1.0, 2.0))
 
     return write_results
+
+
+TEN_REPEATS = parse_experiment(EXPERIMENT.replace("repeats: 3", "repeats: 10"))
+
+
+class Maker:
+    """Makes results of 10 repeats: of `bitmap`, and of a `ring`."""
+
+    def __init__(self, folder: Path, write: Write) -> None:
+        self._folder, self._write, self._count = folder, write, 0
+
+    def __call__(self, **found: Iterable[Outcome]) -> Results:
+        self._count += 1
+        path = self._folder / str(self._count)
+        runs = {
+            "tracking=bitmap": found.get("bitmap", ()),
+            "tracking=ring:4096": found.get("ring", ()),
+        }
+        self._write(path, TEN_REPEATS, runs)
+        return read_results(path)
+
+
+@pytest.fixture
+def make(tmp_path: Path, write: Write) -> Maker:
+    return Maker(tmp_path, write)
 
 
 def migration(seconds: float) -> dict[str, Any]:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SMOKE = str(ROOT / "experiments/smoke.yaml")
 YESTERDAY = Path(__file__).parent / "data/v1"
 BITMAP, RING = "tracking=bitmap", "tracking=ring:4096"
+AXIS_OF_MARKUP = 'migration.multifd: {"[/x]": 2, "[red]a": 0}'
 Printed = tuple[object, str, str]
 
 
@@ -51,6 +52,9 @@ def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> Printed:
         (["run", SMOKE, "--cpus", "0"], "qemu-ring: a budget of 0 CPUs cannot be; there are"),
         (["run", SMOKE, "--cpus", "1", "--memory", "1Q"], "qemu-ring: Invalid value for '--mem"),
         (["resume", "none"], "qemu-ring: none holds no results"),
+        (["resume", "results/v1", "--retry", "stale"], "qemu-ring: Invalid value for '--retry': "),
+        (["resume", "results/v1", "--retry", "x,crashed"], "qemu-ring: Invalid value for '--retr"),
+        (["resume", "results/v1", "--repeats", "0"], "qemu-ring: Invalid value for '--repeats': "),
         (["list", "none"], "qemu-ring: none is no directory; name one with results below it"),
         (["show", "none"], "qemu-ring: none holds no results"),
         (["show", "results/v1", "--cell", "zz"], "qemu-ring: 0 cells have an id that begins"),
@@ -80,14 +84,43 @@ def test_wrong_input_is_one_line(
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = ran(capsys, "plan", SMOKE)
     assert (status, err) == (ExitStatus.GOOD, "")
-    assert "smoke: 4 cells, 4 runs each, interleaved: 16 runs, about " in out
+    assert "smoke: 4 cells, 5 runs each, interleaved: 20 runs, about " in out
     assert ran(capsys, "run", SMOKE, "--dry-run")[1] == out
     document = json.loads(ran(capsys, "plan", SMOKE, "--json")[1])
     assert document["schema"] == {"name": "qemu-ring.experiment-plan", "version": 1}
     assert len(document["cells"]) == 4
-    assert len(document["order"]) == 16
+    assert len(document["order"]) == 20
     assert 0 < document["estimate_seconds"] < document["most_seconds"]
     assert json.loads(ran(capsys, "plan", "--schema")[1]) == json_schema()
+
+
+def test_plan_prints_names_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = EXPERIMENT.replace("guest.tracking: [bitmap, ring:4096]", AXIS_OF_MARKUP)
+    (tmp_path / "e.yaml").write_text(text)
+    status, out, _ = ran(capsys, "plan", "e.yaml")
+    assert status == ExitStatus.GOOD
+    assert "multifd=[/x] " in out
+    assert "multifd=[red]a " in out
+
+
+def test_failed_runs_are_made_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """And again they fail, with this QEMU; then there are more of them."""
+    qemu = tmp_path / "qemu"
+    qemu.write_text("#!/bin/sh\nexit 3\n")
+    qemu.chmod(0o755)
+    text = EXPERIMENT.replace("repeats: 3", f"repeats: 1\nqemu: {qemu}\n")
+    (tmp_path / "e.yaml").write_text(text)
+    lines = tmp_path / "r/results.jsonl"
+
+    def again(*arguments: str) -> tuple[object, int, int]:
+        status, out, _ = ran(capsys, *arguments, "--json")
+        return status, json.loads(out)["done"], lines.read_bytes().count(b"\n")
+
+    assert again("run", "e.yaml", "-o", "r") == (ExitStatus.FAILED, 2, 2)
+    assert again("resume", "r") == (ExitStatus.FAILED, 2, 2)
+    assert again("resume", "r", "--retry", "crashed,timeout") == (ExitStatus.FAILED, 2, 2)
+    assert again("resume", "r", "--retry", "crashed, refused") == (ExitStatus.FAILED, 2, 4)
+    assert again("resume", "r", "--repeats", "2") == (ExitStatus.FAILED, 4, 6)
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +174,73 @@ def test_compare(
     document = json.loads(ran(capsys, *where, "--json")[1])
     assert document["worse"] == (status is ExitStatus.BAD)
     assert len(document["cells"][0]["differences"]) == 3
+
+
+def test_compare_tells_why_nothing_was_decided(
+    capsys: pytest.CaptureFixture[str], write: Write, tmp_path: Path
+) -> None:
+    plan = parse_experiment(EXPERIMENT.replace("repeats: 3", "repeats: 8"))
+    write(tmp_path / "a", plan, {BITMAP: outcomes(1, 8), RING: outcomes(1, 8, seed=2)})
+    write(tmp_path / "b", plan, {BITMAP: [*outcomes(1, 7), ("not-converged", None)]})
+    status, out, err = ran(capsys, "compare", "a", "b")
+    assert status == ExitStatus.FAILED
+    assert "8 ok  7 ok, 1 not-converged" in out
+    assert err.count("\n") == 1
+    assert "B is not finished: 8 of 16 runs" in err
+    assert "fewer runs of B completed in 1 cell" in err
+    document = json.loads(ran(capsys, "compare", "a", "b", "--json")[1])
+    assert (document["worse"], document["decided"]) == (False, False)
+    assert len(document["undecided"]) == 2
+    write(tmp_path / "c", plan, {BITMAP: outcomes(2, 8)})
+    status, out, err = ran(capsys, "compare", "a", "c")
+    assert (status, err) == (ExitStatus.BAD, "")
+    assert "undecided: B is not finished" in out
+
+
+def test_compare_where_a_has_a_zero(
+    capsys: pytest.CaptureFixture[str], write: Write, tmp_path: Path
+) -> None:
+    plan = parse_experiment(EXPERIMENT.replace("repeats: 3", "repeats: 8"))
+    nothing = [("ok", 0.0)] * 7 + [("ok", 1.0)]
+    write(tmp_path / "a", plan, {BITMAP: nothing, RING: nothing})
+    write(tmp_path / "b", plan, {BITMAP: outcomes(1, 8), RING: outcomes(1, 8)})
+    assert ran(capsys, "compare", "a", "b")[0] == ExitStatus.BAD
+    assert "Infinity" not in ran(capsys, "compare", "a", "b", "--json")[1]
+
+
+def test_words_of_the_user_are_no_markup(
+    capsys: pytest.CaptureFixture[str], write: Write, tmp_path: Path
+) -> None:
+    text = EXPERIMENT.replace(
+        "  guest.tracking: [bitmap, ring:4096]",
+        '  settle-seconds: {"[/x] :smile:": 1, "[red]y": 2}',
+    )
+    plan = parse_experiment(text)
+    names = [cell.name for cell in plan.cells]
+    write(tmp_path / "r", plan, {name: [("crashed", None), ("stale", 1.0)] for name in names})
+    path = tmp_path / "r/results.jsonl"
+    path.write_text(path.read_text().replace('"error":"crashed"', '"error":"[/usr/bin/q] ended"'))
+    for arguments in (["show", "r"], ["compare", "r", "r"], ["list", "."]):
+        status, out, _ = ran(capsys, *arguments)
+        assert status in (ExitStatus.GOOD, ExitStatus.BAD)
+        assert arguments[0] == "list" or all(name in out for name in names)
+    _, out, _ = ran(capsys, "show", "r", "--cell", plan.cells[0].id)
+    assert "crashed: [/usr/bin/q] ended" in out
+    assert "settle-seconds: [/x] :smile:" in out
+
+
+def test_show_counts_what_a_warm_up_lost(
+    capsys: pytest.CaptureFixture[str], write: Write, tmp_path: Path
+) -> None:
+    plan = parse_experiment(EXPERIMENT + "warm-up: 1\n")
+    write(tmp_path / "r", plan, {BITMAP: [("stale", 1.0), *outcomes(1, 3)], RING: outcomes(1, 4)})
+    path = tmp_path / "r/results.jsonl"
+    path.write_text(path.read_text().replace('"stale_pages":null', '"stale_pages":7', 1))
+    _, out, _ = ran(capsys, "show", "r")
+    assert "3 ok; to warm up: 1 stale" in out
+    document = json.loads(ran(capsys, "show", "r", "--json")[1])
+    assert [one["stale_pages"] for one in document["cells"]] == [7, 0]
+    assert document["cells"][0]["warm_up_statuses"] == {"stale": 1}
 
 
 def test_export(capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,6 +196,26 @@ MISTAKES = [
         "channel: fd\nnetwork: {latency-seconds: 1}",
         "e.yaml:11: migration.channel: network conditions need the channel tcp",
     ),
+    ("repeats: 3", "time-limit: .inf", "e.yaml:14: time-limit: must be a finite number, not inf"),
+    ("repeats: 3", "time-limit: .nan", "e.yaml:14: time-limit: must be a finite number, not nan"),
+    ("repeats: 3", f"time-limit: 1{'0' * 400}", "e.yaml:14: time-limit: is far too large"),
+    ("repeats: 3", "description: 2020-13-45", "e.yaml:14:14: description: '2020-13-45' is no time"),
+    ("repeats: 3", 'seed: !!int "x"', "e.yaml:14:7: seed: 'x' is no int; put a word into quotes"),
+    (
+        "repeats: 3",
+        "settle-seconds: 20\ntime-limit: 20",
+        "e.yaml:14: settle-seconds: must be less than time-limit, 20 s, or nothing is migrated",
+    ),
+    (
+        "500 MiB",
+        "500 MiB\n  abort: {seconds: 118}\ntime-limit: 119",
+        "e.yaml:12: migration.abort.seconds: must be less than 118 s, what time-limit leaves",
+    ),
+    ("500 MiB", "99999999 T", "e.yaml:11: migration.max-bandwidth: is more than 8 EiB"),
+    ("500 MiB", "1025 T", "e.yaml:11: migration.max-bandwidth: is more than 1024 TiB a second"),
+    ("repeats: 3", "network: {}", "e.yaml:14: network: names no condition: bandwidth, latency-"),
+    ("repeats: 3", "network: {bandwidth: 0}", "e.yaml:14: network.bandwidth: must be greater than"),
+    ("repeats: 3", "stop: {failures-in-a-row: 0}", "e.yaml:14: stop.failures-in-a-row: must be"),
     ("memory: 64 MiB", "memory: 24 MiB", "e.yaml:7: guest.workload.regions[0]: it is not all in"),
 ]
 
@@ -204,6 +224,47 @@ MISTAKES = [
 def test_mistake(old: str, new: str, message: str) -> None:
     assert old in EXPERIMENT
     assert problems(EXPERIMENT.replace(old, new))[0].startswith(message)
+
+
+def test_too_many_combinations_are_told_at_once() -> None:
+    """Before any of them is made: 100 to the 20th."""
+    values = list(range(100))
+    axes = "".join(f"  guest.devices[0].properties.a{i}: {values}\n" for i in range(20))
+    (said,) = problems(with_matrix(f"matrix:\n{axes}"))
+    assert "e.yaml:12: matrix: has 10,000,000,000,000,000," in said
+    assert said.endswith("combinations; 100,000 are the most that can be")
+
+
+def test_too_many_runs() -> None:
+    text = with_matrix(f"matrix: {{settle-seconds: {list(range(101))}}}\nrepeats: 10000")
+    (said,) = problems(text)
+    assert said == "e.yaml:13: repeats: makes 1,010,000 runs; 1,000,000 are the most that can be"
+
+
+ANCHORS = """\
+x-link: &link {max-bandwidth: 100 MiB, multifd: 2}
+x-heap: &heap
+  regions: [{name: heap, address: 16 MiB, size: 4 MiB}]
+name: anchors
+guest:
+  memory: 64 MiB
+  workload:
+    <<: *heap
+    streams: [{pattern: random}]
+migration: {<<: *link, multifd: 4}
+"""
+
+
+def test_anchors_have_a_place_of_their_own_and_what_they_name_can_be_changed() -> None:
+    (cell,) = parse_experiment(ANCHORS).cells
+    assert cell.parameters["max_bandwidth"] == 100 << 20
+    assert cell.parameters["multifd"] == 4
+    assert cell.parameters["workload.bytes"] == 4 << 20
+    jsonschema.validate(yaml.safe_load(ANCHORS), json_schema())
+    wrong = ANCHORS.replace("multifd: 4", "multifd: 400")
+    assert problems(wrong)[0].startswith("e.yaml:10: migration.multifd: must be less than")
+    wrong = ANCHORS.replace("max-bandwidth: 100 MiB", "max-bandwith: 1")
+    assert problems(wrong)[0].startswith("e.yaml:1: migration.max-bandwith: unknown key")
 
 
 def test_all_mistakes_at_once() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qemu_ring.errors import QemuRingError, UsageError
+from qemu_ring.errors import ExitStatus, QemuRingError, UsageError
 from qemu_ring.experiment import (
     Budget,
     Cell,
@@ -22,6 +22,7 @@ from qemu_ring.experiment import (
     read_results,
     run_experiment,
 )
+from qemu_ring.experiment.together import SideBySide
 
 from .conftest import EXPERIMENT
 
@@ -73,6 +74,63 @@ async def test_each_failure_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> 
     assert third["status"] == "crashed"
     assert third["error"].startswith("its process ended: killed by SIGKILL")
     assert not results.left
+
+
+async def test_a_signal_of_someone_else_is_no_timeout(tmp_path: Path) -> None:
+    ends = program(tmp_path / "ends", 'kill -TERM "$PPID"; exec sleep 60')
+    text = EXPERIMENT.replace("repeats: 3", "repeats: 1").replace("[bitmap, ring:4096]", "[bitmap]")
+    await run_all(f"{text}qemu: {ends}\n", tmp_path / "r")
+    (record,) = read_results(tmp_path / "r").records
+    assert record["status"] == "crashed"
+    assert record["error"] == "ended by SIGTERM, and not by us"
+    assert record["wall_seconds"] < 20
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU only")
+async def test_a_cell_that_needs_more_cpus_than_there_are_is_refused(tmp_path: Path) -> None:
+    fails = program(tmp_path / "qemu", "exit 3")
+    matrix = "matrix: {guest.vcpus: [1, 2]}\nrepeats: 1\n"
+    text = EXPERIMENT.replace(MATRIX, matrix) + f"qemu: {fails}\n"
+    await run_all(text, tmp_path / "r", budget=Budget(2, 1 << 40))
+    results = read_results(tmp_path / "r")
+    found = {results.cells[one["cell"]].name: one for one in results.records}
+    fits, too_large = found["vcpus=1"], found["vcpus=2"]
+    assert "it needs 3 CPUs, one more than its vCPUs, and the budget is 2" in too_large["error"]
+    assert (too_large["cpus"], too_large["side_by_side"]) == (None, None)
+    assert fits["cpus"] == sorted(os.sched_getaffinity(0))[:2]
+    assert fits["side_by_side"] == 1
+
+
+async def test_stopped_after_failures_in_a_row(tmp_path: Path) -> None:
+    fails = program(tmp_path / "qemu", "exit 3")
+    text = f"{EXPERIMENT}qemu: {fails}\nstop: {{failures-in-a-row: 2}}\n"
+    with pytest.raises(QemuRingError, match="stopped: 2 runs failed one after the other") as caught:
+        await run_all(text, tmp_path / "r")
+    assert caught.value.exit_status is ExitStatus.FAILED
+    results = read_results(tmp_path / "r")
+    assert len(results.records) == 2
+    await run_all(text.replace("row: 2", "row: 9"), tmp_path / "r")
+    assert not read_results(tmp_path / "r").left
+
+
+async def test_stopped_after_some_time(tmp_path: Path) -> None:
+    fails = program(tmp_path / "qemu", "exit 3")
+    text = f"{EXPERIMENT}qemu: {fails}\nstop: {{seconds: 0.001}}\n"
+    with pytest.raises(QemuRingError, match=r"stopped: it has run for 0\.001 s"):
+        await run_all(text, tmp_path / "r")
+    assert len(read_results(tmp_path / "r").left) == 5
+
+
+def test_side_by_side() -> None:
+    counting = SideBySide()
+    with counting.one() as first:
+        with counting.one() as second:
+            assert (first(), second()) == (2, 2)
+        with counting.one() as third:
+            assert (first(), third()) == (2, 2)
+    with counting.one() as fourth:
+        assert fourth() == 1
+    assert [told() for told in (first, second, third, fourth)] == [2, 2, 2, 1]
 
 
 async def test_a_refusal_is_recorded(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +18,8 @@ from qemu_ring.experiment import (
     read_results,
     rows,
 )
+from qemu_ring.experiment.process import empty_record, run_labels
+from qemu_ring.experiment.record import Status
 
 from .conftest import EXPERIMENT, Write, outcomes
 
@@ -125,15 +127,53 @@ def test_killed_before_the_plan_was_noted(tmp_path: Path, plan: ExperimentPlan) 
         assert len(store.begin(plan, None).left) == len(plan.runs)
 
 
-def test_full_disk(tmp_path: Path, plan: ExperimentPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:3]))
+def test_a_run_made_again_counts_once(tmp_path: Path, plan: ExperimentPlan) -> None:
+    """Its last record does; the former one stays in the file."""
+    first, second, *rest = plan.runs
+    refused = empty_record(Status.REFUSED, "no") | {"warm_up": False}
     with Store(tmp_path) as store:
         store.begin(plan, None)
-        with pytest.raises(StoreError, match="is full"):
-            store.append({"a": "long line"})
-        monkeypatch.undo()
-        assert store.resume(None).records == ()
+        for run in (first, second):
+            store.append(refused | run_labels(run, 1.0, 2.0))
+        results = store.resume(None)
+        assert results.left == rest
+        assert results.without([Status.CRASHED]).left == rest
+        assert results.without([Status.CRASHED, Status.REFUSED]).left == plan.runs
+        store.append(refused | {"status": "ok"} | run_labels(first, 3.0, 4.0))
+    results = read_results(tmp_path)
+    assert [(one["status"], one["repeat"]) for one in results.records] == [
+        ("refused", second.repeat),
+        ("ok", first.repeat),
+    ]
+    assert results.without([Status.REFUSED]).left == [second, *rest]
+    assert (tmp_path / "results.jsonl").read_bytes().count(b"\n") == 3
+
+
+@pytest.mark.parametrize("order", ["interleaved", "random", "sequential"])
+def test_further_repeats(tmp_path: Path, order: str) -> None:
+    """What the file with more repeats would have been, and what is done is not to do again."""
+    text = EXPERIMENT + f"order: {order}\nseed: 7\nwarm-up: 1\n"
+    plan, more = (parse_experiment(text.replace("repeats: 3", f"repeats: {n}")) for n in (3, 5))
+    with Store(tmp_path) as store:
+        store.begin(plan, QEMU)
+        record = empty_record(Status.OK, "") | {"warm_up": True}
+        store.append(record | run_labels(plan.runs[0], 1.0, 2.0))
+        with pytest.raises(StoreError, match="`qemu-ring experiment resume --repeats 5` adds"):
+            store.begin(more, QEMU)
+        results = store.extend(store.resume(QEMU), 5)
+        assert results.left == [run for run in more.runs if run != plan.runs[0]]
+        assert store.begin(more, QEMU).experiment["sha256"] == more.sha256
+        with pytest.raises(StoreError, match="has 5 repeats, which cannot become 3"):
+            store.extend(results, 3)
+    noted = read_results(tmp_path).experiment
+    assert noted["repeats"] == 5
+    assert noted["qemu"] == QEMU
+
+
+def test_further_repeats_of_an_earlier_version(tmp_path: Path) -> None:
+    shutil.copytree(YESTERDAY, tmp_path / "r")
+    with Store(tmp_path / "r") as store, pytest.raises(StoreError, match="did not note its seed"):
+        store.extend(store.resume(None), 5)
 
 
 @pytest.mark.parametrize("file", ["experiment.json", "results.jsonl"])

@@ -37,7 +37,15 @@ def make_cells(axes: Mapping[str, Sequence[object]], fixed: Mapping[str, object]
         varied = dict(zip(axes, values, strict=True))
         parameters = {**fixed, **varied}
         name = ", ".join(words(key, value) for key, value in varied.items())
-        cells.append({"id": cell_id(parameters), "name": name, "parameters": parameters})
+        cells.append(
+            {
+                "id": cell_id(parameters),
+                "name": name,
+                "axes": {key: str(value) for key, value in varied.items()},
+                "parameters": parameters,
+                "specification": {"verify": True, "settle-seconds": 1.0, "time-limit": 120.0},
+            }
+        )
     return cells
 
 

@@ -96,6 +96,55 @@ def test_stale_map_tells_of_pages_that_are_not_listed(read: Read) -> None:
     plot = stale_map(summarise(results))
     assert plot is not None
     assert "19,880 further pages" in plot.caption
+    assert plot.choices[0].data["unknown"] == [
+        {"block": "slot0", "row": 0, "middle": 0, "from": 0, "to": 4096}  # one run lists none
+    ]
+
+
+def test_stale_map_shows_all_that_was_counted(read: Read) -> None:
+    """Also where blocks are of several sizes, and what the list of pages has no room for."""
+
+    def counted(run: dict[str, Any], place: int) -> dict[str, Any]:
+        pages = 16384 if place % 2 else 4096
+        places = [0] * 128
+        places[0], places[127] = 1000, 7
+        listed = [{"block": "ram", "page": page} for page in range(32)]
+        return {
+            **run,
+            "stale_pages": 1007,
+            "stale": listed,
+            "stale_places": {"ram": places},
+            "block_pages": {"ram": pages},
+        }
+
+    axes = {"policy": ["best-effort"], "memory_bytes": [1 << 24, 1 << 26]}
+    plot = stale_map(summarise(read(axes, repeats=2, change=counted)))
+    assert plot is not None
+    data = plot.choices[0].data
+    assert data["unknown"] == []
+    assert "further pages" not in plot.caption
+    shown = [(one["row"], one["from"], one["count"]) for one in data["heat"]]
+    assert sorted(count for _, _, count in shown) == [14, 14, 2000, 2000]
+    assert {(start, count) for _, start, count in shown} == {
+        (0, 2000),
+        (127 * 128, 14),
+        (4096 - 128, 14),
+    }
+
+
+def test_stale_map_marks_what_lies_above_the_last_listed_page(read: Read) -> None:
+    def cut(run: dict[str, Any], place: int) -> dict[str, Any]:
+        pages = [{"block": "ram", "page": 7}, {"block": "slot1", "page": 100}]
+        sizes = {"ram": 1000, "slot1": 1000, "slot2": 1000}
+        if place == 0:
+            pages.append({"block": "slot2", "page": 5})
+        return {**run, "stale": pages, "stale_pages": 2 if place else 9, "block_pages": sizes}
+
+    plot = stale_map(summarise(read({"policy": ["best-effort"]}, repeats=2, change=cut)))
+    assert plot is not None
+    assert [(one["block"], one["from"]) for one in plot.choices[0].data["unknown"]] == [
+        ("slot2", 6)
+    ]
 
 
 def test_no_stale_map_without_stale_pages(read: Read) -> None:
@@ -147,12 +196,21 @@ def test_many_removals_and_samples_are_thinned_not_lost(read: Read) -> None:
             {"at_seconds": n / 9000, "shape": "pci", "count": 1} for n in range(9000)
         ]
         run["migration"]["samples"] *= 100
+        run["migration"]["samples"][1001] = {"at_seconds": 0.1, "ring_fill": 4096}
         return run
 
     data = timeline(read({"policy": ["quiesce"]}, repeats=1, change=many)).choices[0].data
     assert len(data["removals"]) <= 401
     assert sum(mark["count"] for mark in data["removals"]) == 9000
     assert len(data["samples"]) <= 300
+    assert max(sample["fill"] for sample in data["samples"]) == 1.0, "the peak of a moment"
+
+
+def test_each_cell_has_its_timeline_as_a_file(read: Read) -> None:
+    plot = timeline(read({"vcpus": list(range(1, 15))}, repeats=2))
+    assert len(plot.choices) == 28
+    drawn = [choice.label for choice in plot.choices if choice.name in plot.files]
+    assert len({label.partition(" · ")[0] for label in drawn}) == len(drawn) == 14
 
 
 def test_run_that_failed_has_a_timeline(read: Read) -> None:

@@ -53,6 +53,17 @@ def test_torn_last_line_is_no_result(make_results: Any) -> None:
     assert len(read_results(directory).runs) == len(whole.splitlines())
 
 
+def test_of_a_run_that_was_made_again_the_last_record_counts(make_results: Any) -> None:
+    directory = make_results(repeats=1)
+    path = directory / "results.jsonl"
+    whole = path.read_text()
+    again = json.loads(whole.splitlines()[1]) | {"status": "crashed", "migration": None}
+    path.write_text(whole + json.dumps(again) + "\n")
+    runs = read_results(directory).runs
+    assert len(runs) == len(whole.splitlines())
+    assert [run.status for run in runs if run.cell == again["cell"]] == ["crashed"]
+
+
 def test_experiment_that_has_just_begun(make_results: Any) -> None:
     directory = make_results()
     (directory / "results.jsonl").unlink()

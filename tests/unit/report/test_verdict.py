@@ -27,6 +27,10 @@ def timed(seconds: dict[str, list[float]]) -> Callable[[dict[str, Any], int], di
     return change
 
 
+def lossless(run: dict[str, Any]) -> dict[str, Any]:
+    return {**run, "status": "ok", "stale_pages": 0, "stale": []}
+
+
 def test_stale_pages_are_told_first(read: Read) -> None:
     answer = stale(read({"policy": ["best-effort", "quiesce"]}, repeats=3))
     assert answer.kind == "bad"
@@ -96,11 +100,30 @@ def test_fastest_with_its_interval(read: Read) -> None:
     times = {"quiesce": [2.0, 2.1, 2.2, 2.3], "tombstone": [1.0, 1.1, 1.2, 1.3]}
     answer = verdict.fastest(summarise(read(AXES, change=timed(times))), TIME)
     assert answer.kind == "good"
-    assert answer.headline == ("The fastest migration is policy tombstone: 1.15 s (1 to 1.30 s)")
-    assert answer.details[0] == (
-        "The next is policy quiesce with 2.15 s (2 to 2.30 s): 1.00 s (87 %) more, "
-        "95 % interval 0.80 to 1.20 s."
+    assert (
+        answer.headline == "The fastest migration is policy tombstone: 1.15 s (range 1 to 1.30 s)"
     )
+    assert answer.details[0] == (
+        "The next is policy quiesce with 2.15 s (range 2 to 2.30 s): 1.00 s (87 %) more, "
+        "range 0.70 to 1.30 s."
+    )
+    many = {key: [*values, *values] for key, values in times.items()}
+    answer = verdict.fastest(summarise(read(AXES, repeats=8, change=timed(many))), TIME)
+    assert answer.headline.endswith("1.15 s (1 to 1.30 s)")
+    assert ", 95 % interval " in answer.details[0]
+
+
+def test_few_repeats_of_many_cells_cannot_tell(read: Read) -> None:
+    """4 can tell one difference, but not one of 3: each repeat of the fastest is far away."""
+    axes = {"policy": ["quiesce", "tombstone", "best-effort", "none"]}
+    near = [1.0, 1.5, 2.2, 2.4]
+    times = dict.fromkeys(("quiesce", "tombstone", "best-effort"), near)
+    quick = {"none": [0.99, 1.51, 2.0, 2.3]}
+    answer = verdict.fastest(
+        summarise(read(axes, change=lambda run, n: lossless(timed(times | quick)(run, n)))), TIME
+    )
+    assert answer.kind == "open"
+    assert "so few repeats cannot tell" in answer.details[0]
 
 
 def test_close_cells_are_not_told_apart(read: Read) -> None:

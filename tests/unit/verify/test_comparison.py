@@ -76,6 +76,27 @@ def test_random_pairs_are_sometimes_equal_and_sometimes_not(make_memory: MakeMem
     assert {bool(naive(pair)) for pair in pairs} == {True, False}
 
 
+def test_all_stale_pages_are_counted_by_place(make_memory: MakeMemory) -> None:
+    pages, few = 1000, 3
+    stale = dict.fromkeys((0, 7, 8, 999), b"x")
+    blocks = [
+        Block(name, make_memory(size * PAGE, {}), make_memory(size * PAGE, data), size * PAGE)
+        for name, size, data in (
+            ("ram", pages, {page * PAGE: byte for page, byte in stale.items()}),
+            ("equal", pages, {}),
+            ("small", few, {2 * PAGE: b"x"}),
+        )
+    ]
+    result = compare_blocks(blocks, max_listed=1)
+    assert len(result.stale) == 1
+    assert result.places.keys() == {"ram", "small"}
+    ram = result.places["ram"]
+    assert len(ram) == 125, "of 8 pages each"
+    assert {place: count for place, count in enumerate(ram) if count} == {0: 2, 1: 1, 124: 1}
+    assert result.places["small"] == (0, 0, 1)
+    assert Comparison.combine([result]).places == result.places
+
+
 def test_first_and_last_byte_of_all_pieces(make_memory: MakeMemory) -> None:
     size = 2 * MAP_BYTES + READ_BYTES // 2
     content = random.Random(0).randbytes(READ_BYTES // 2)

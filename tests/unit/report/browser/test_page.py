@@ -160,7 +160,15 @@ def test_prints(tab: Any, pages: dict[str, Path], which: str) -> None:
     printed = base64.b64decode(tab.call("Page.printToPDF", printBackground=True)["data"])
     assert printed.startswith(b"%PDF-")
     assert len(re.findall(rb"/Type\s*/Page\b", printed)) >= 3
+    # All of it is there, and closed again on the screen.
+    assert not tab.evaluate("document.querySelectorAll('details[open]').length")
     # On paper it is light, whatever the screen.
     tab.call("Emulation.setEmulatedMedia", media="print")
     assert luminance(tab.evaluate("getComputedStyle(document.body).backgroundColor")) > 0.9
+    heights = tab.evaluate(
+        "[...document.querySelectorAll('details table, details pre')]"
+        ".map((one) => one.getBoundingClientRect().height)"
+    )
+    assert len(heights) > 3
+    assert all(height > 10 for height in heights), "what is folded on the screen is on paper"
     assert tab.complaints == []
