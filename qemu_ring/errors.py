@@ -42,6 +42,8 @@ class ExitStatus(IntEnum):
     """A run failed or timed out."""
     INTERRUPTED = 130
     """Ended by Ctrl-C (SIGINT); everything started was stopped."""
+    OUTPUT_GONE = 141
+    """Whoever read standard output has gone (SIGPIPE); everything started was stopped."""
     TERMINATED = 143
     """Ended by SIGTERM; everything started was stopped."""
 

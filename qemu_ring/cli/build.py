@@ -13,6 +13,7 @@ from rich.text import Text
 
 from qemu_ring.build import BuildOptions, BuiltQemu, build_qemu
 from qemu_ring.build import Progress as State
+from qemu_ring.cli.numbers import Whole
 from qemu_ring.cli.output import notes, print_json, progress_bar
 from qemu_ring.cli.running import run
 from qemu_ring.errors import HostError
@@ -28,23 +29,30 @@ __all__ = ["build_command"]
     metavar="DIR|TARBALL",
     help="QEMU 10.0 or 10.2 source, which is only read; default: Debian's 10.0, fetched by apt.",
 )
-@click.option("--jobs", type=int, metavar="N", help="Compilers at a time; default: one a CPU.")
+@click.option(
+    "--jobs", type=Whole(1, 1024), metavar="N", help="Compilers at a time; default: one a CPU."
+)
 @click.option("--debug", is_flag=True, help="With QEMU's debug checks, not optimised.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def build_command(source: Path | None, jobs: int | None, debug: bool, as_json: bool) -> int:
-    """Build a QEMU that loses no dirty bits, and print its path.
+    """Build a QEMU that loses no dirty bits.
 
-    It is kept, in $XDG_CACHE_HOME/qemu-ring or ~/.cache/qemu-ring, until its source, the
-    patches, the compiler or the options change. Needs no root.
+    Its path is printed. It is kept, in $XDG_CACHE_HOME/qemu-ring or ~/.cache/qemu-ring, until
+    its source, the patches, the compiler or the options change. Needs no root.
     """
     options = BuildOptions(source=source, jobs=jobs, debug=debug)
     with _progress() as show:
-        built = run(build_qemu(options, on_progress=show))
+        built = run(build_qemu(options, on_progress=show), on_signal=_stopping)
     if as_json:
         print_json(_document(built))
     else:
         _print_built(built)
     return 0
+
+
+def _stopping() -> None:
+    """Compilers and what they made take a moment to go."""
+    notes.print("qemu-ring: stopping")
 
 
 def _document(built: BuiltQemu) -> dict[str, object]:

@@ -8,6 +8,7 @@ import time
 import click
 
 from qemu_ring.cli.attached import ask, document, json_option, socket_argument
+from qemu_ring.cli.numbers import Number, Whole
 from qemu_ring.cli.output import print_json
 from qemu_ring.dirty import (
     MeasuredRate,
@@ -32,7 +33,7 @@ __all__ = ["dirty_rate", "mib_per_second", "qemu_of"]
 )
 @click.option(
     "--seconds",
-    type=float,
+    type=Number(),
     metavar="S",
     default=1.0,
     show_default=True,
@@ -40,7 +41,7 @@ __all__ = ["dirty_rate", "mib_per_second", "qemu_of"]
 )
 @click.option(
     "--sample-pages",
-    type=int,
+    type=Whole(),
     metavar="N",
     help="For page-sampling: pages of each GiB, 128 to 16384; default: QEMU's 512.",
 )
@@ -54,8 +55,9 @@ def dirty_rate(
     watch: bool,
     as_json: bool,
 ) -> int:
-    """Measure how fast the guest whose QMP monitor is at SOCKET dirties its memory.
+    """Measure how fast a guest dirties memory.
 
+    Its QMP monitor is at SOCKET, a path or HOST:PORT.
     With --watch and --json, each measurement is a JSON document on a line of its own.
     """
     options = RateOptions(

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qemu_ring.cli.options import qemu_option
 from qemu_ring.cli.output import print_json
 from qemu_ring.cli.running import run
 from qemu_ring.errors import ExitStatus
@@ -18,16 +19,13 @@ _STYLE = {Finding.OK: "green", Finding.MISSING: "bold red", Finding.ABSENT: "yel
 
 
 @click.command()
-@click.option(
-    "--qemu",
-    metavar="PATH",
-    help="QEMU to look at; default: the one `build` made, else the first on PATH.",
-)
+@qemu_option("QEMU to look at; default: the one `build` made, else the first on PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def doctor(qemu: str | None, as_json: bool) -> int:
-    """Tell what this host and this QEMU can do, and how to get what is missing.
+    """Tell what this host and this QEMU can do.
 
-    Exits with 3 if something is missing that `prove` needs.
+    For each thing missing it tells how to get it. Exits with 3 if something is missing that
+    `prove` needs.
     """
     diagnosis = run(diagnose(qemu))
     if as_json:

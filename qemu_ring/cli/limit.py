@@ -11,6 +11,7 @@ from rich.table import Table
 
 from qemu_ring.cli.attached import ask, document, json_option, socket_argument
 from qemu_ring.cli.dirty_rate import mib_per_second, qemu_of
+from qemu_ring.cli.numbers import Whole
 from qemu_ring.cli.output import notes, print_json
 from qemu_ring.dirty import (
     RunningTracking,
@@ -27,23 +28,28 @@ from qemu_ring.qmp import Monitor
 
 __all__ = ["limit"]
 
+_MOST = 1 << 60
+"""Bytes a second; beyond what any host does."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 _vcpu_option = click.option(
-    "--vcpu", type=click.IntRange(min=0), metavar="N", help="Of this vCPU only; default: each."
+    "--vcpu", type=Whole(0, 65535), metavar="N", help="Of this vCPU only; default: each."
 )
 
 
 @click.group()
 def limit() -> None:
-    """Show, set or cancel limits on how fast vCPUs may dirty memory; needs the dirty ring."""
+    """Show, set or cancel dirty limits of vCPUs.
+
+    How fast they may dirty memory; needs the dirty ring.
+    """
 
 
 @limit.command("get")
 @socket_argument
 @json_option
 def limit_get(socket: str, as_json: bool) -> int:
-    """Show the vCPUs that have a limit, and how fast they dirtied memory just before."""
+    """Show limits, and how fast vCPUs dirtied memory just before."""
     _run(socket, query_dirty_limits, as_json=as_json, with_rates=True)
     return 0
 
@@ -54,9 +60,10 @@ def limit_get(socket: str, as_json: bool) -> int:
 @_vcpu_option
 @json_option
 def limit_set(socket: str, rate: str, vcpu: int | None, as_json: bool) -> int:
-    """Limit how fast each vCPU may dirty memory to RATE bytes a second (50M is 50 MiB/s).
+    """Let each vCPU dirty no more than RATE bytes a second.
 
-    QEMU takes whole MiB/s, needs some seconds to get there, and keeps to it roughly.
+    50M is 50 MiB/s. QEMU takes whole MiB/s, needs some seconds to get there, and keeps to it
+    roughly.
     """
     asked = _parse_rate(rate)
     granted = granted_limit(asked)
@@ -99,7 +106,10 @@ def _parse_rate(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)(?:i?B)?(?:/s)?", text, re.IGNORECASE)
     if found is None:
         raise UsageError(f"no such rate: {text}", hint="use bytes a second, such as 50M")
-    return round(float(found[1]) * _UNITS[found[2].upper()])
+    rate = float(found[1]) * _UNITS[found[2].upper()]
+    if rate > _MOST:
+        raise UsageError(f"{text[:40]} is too much", hint="leave the vCPU without a limit then")
+    return round(rate)
 
 
 def _run(

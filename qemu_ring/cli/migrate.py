@@ -6,51 +6,43 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from qemu_ring.cli.attached import document, json_option
+from qemu_ring.cli.migrate_plan import (
+    plan_of,
+    require_new_file,
+    require_saved_guest,
+    require_two_guests,
+)
+from qemu_ring.cli.numbers import COUNT, SECONDS, Number, Whole
 from qemu_ring.cli.output import print_json, progress_bar
 from qemu_ring.cli.running import run
 from qemu_ring.cli.sizes import parse_size
 from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.machine import Machine
 from qemu_ring.migration import (
-    AbortRules,
-    AutoConverge,
-    BackgroundSnapshot,
-    Channel,
     Compression,
-    CprReboot,
-    DirtyLimit,
-    Exec,
-    Fd,
-    File,
-    Kind,
-    MappedRam,
     Migration,
     MigrationPlan,
     MigrationResult,
-    Multifd,
-    Postcopy,
-    Precopy,
     Sample,
-    Tcp,
-    Tls,
-    Unix,
-    Xbzrle,
     ZeroPage,
     restore,
 )
 from qemu_ring.migration.blocks import opened_blocks
-from qemu_ring.qmp import Address, commands
+from qemu_ring.qmp import commands, parse_address
 
 __all__ = ["migrate"]
 
 _SHOWN_ITERATIONS = 30
+_MIB = 1 << 20
+_MEASURED_SECONDS = 1.0
+"""Of a pass, from which on QEMU measures how fast the guest dirtied memory in it."""
 _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
 
 
@@ -58,6 +50,7 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
 @click.argument("source", metavar="SOURCE")
 @click.argument("destination", metavar="[DESTINATION]", required=False)
 @click.option("--to-file", type=click.Path(path_type=Path), help="Save the guest to this file.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it is there already.")
 @click.option(
     "--from-file",
     type=click.Path(path_type=Path),
@@ -70,28 +63,49 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
     help="unix, unix:PATH, tcp:HOST:PORT (port 0: any), fd, or exec:COMMAND.  [default: unix]",
 )
 @click.option("--exec-incoming", metavar="COMMAND", help="For exec: what the destination runs.")
-@click.option("--max-bandwidth", callback=parse_size, metavar="SIZE", help="A second, at most.")
-@click.option("--downtime-limit", type=float, metavar="S", help="Seconds of standstill, at most.")
-@click.option("--multifd", type=int, metavar="N", help="Send pages by N connections.")
+@click.option(
+    "--max-bandwidth", callback=parse_size, metavar="SIZE", help="A second, at most; 0: no limit."
+)
+@click.option(
+    "--switchover-bandwidth",
+    callback=parse_size,
+    metavar="SIZE",
+    help="A second, to reckon with for the switchover; QEMU 8.2.",
+)
+@click.option(
+    "--downtime-limit",
+    type=Number(0, 2000),
+    metavar="S",
+    help="Seconds of standstill, at most; 0 to 2000.",
+)
+@click.option(
+    "--multifd", type=Whole(1, 255), metavar="N", help="Send pages by N connections, 1 to 255."
+)
 @click.option("--compression", type=click.Choice(get_args(Compression)), help="Of multifd.")
+@click.option(
+    "--compression-level", type=Whole(0, 20), metavar="N", help="zlib: 0 to 9; zstd: 0 to 20."
+)
 @click.option(
     "--xbzrle", callback=parse_size, metavar="SIZE", help="Send differences; the cache's size."
 )
 @click.option("--mapped-ram", is_flag=True, help="Give each page its place in the file.")
+@click.option("--direct-io", is_flag=True, help="For mapped-ram: past the page cache.")
 @click.option("--zero-page", type=click.Choice(get_args(ZeroPage)), help="Who finds zero pages.")
 @click.option("--auto-converge", is_flag=True, help="Throttle all vCPUs until it converges.")
 @click.option(
     "--dirty-limit", callback=parse_size, metavar="SIZE", help="Throttle each vCPU to this rate."
 )
-@click.option("--postcopy-after", type=int, metavar="N", help="Switch to postcopy after N passes.")
+@click.option(
+    "--postcopy-after", type=COUNT, metavar="N", help="Switch to postcopy after N passes."
+)
 @click.option("--preempt", is_flag=True, help="Give postcopy a channel for urgent pages.")
 @click.option("--switchover-ack", is_flag=True, help="Let the destination agree to the switchover.")
 @click.option("--tls-dir", type=click.Path(path_type=Path), help="Certificates; encrypts.")
 @click.option("--tls-hostname", metavar="NAME", help="The destination's, in its certificate.")
-@click.option("--abort-seconds", type=float, metavar="S", help="Cancel it after S seconds.")
-@click.option("--abort-iterations", type=int, metavar="N", help="Cancel it after N passes.")
+@click.option("--abort-seconds", type=SECONDS, metavar="S", help="Cancel it after S seconds.")
+@click.option("--abort-iterations", type=COUNT, metavar="N", help="Cancel it after N passes.")
 @click.option(
-    "--abort-no-progress", type=int, metavar="N", help="Cancel after N passes without progress."
+    "--abort-no-progress", type=COUNT, metavar="N", help="Cancel after N passes without progress."
 )
 @click.option("--verify", is_flag=True, help="Compare all memory before the guest goes on.")
 @click.option("--leave-paused", is_flag=True, help="Leave the guest paused at the destination.")
@@ -101,21 +115,30 @@ def migrate(
     destination: str | None,
     to_file: Path | None,
     from_file: Path | None,
+    overwrite: bool,
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Migrate the guest whose QMP monitor is at SOURCE, a socket's path or HOST:PORT.
+    """Migrate, save or restore a guest.
 
+    SOURCE is its QMP monitor, a socket's path or HOST:PORT.
     DESTINATION is the monitor of a QEMU that was started with -incoming defer. Neither QEMU
     is ended. A guest that is not migrated goes on at the source, Ctrl-C included.
     """
     if sum(one is not None for one in (destination, to_file, from_file)) != 1:
         raise UsageError("name a DESTINATION, --to-file FILE or --from-file FILE, one of them")
-    plan = _plan(options, to_file or from_file)
+    if overwrite and to_file is None:
+        raise UsageError("--overwrite needs --to-file")
+    plan = plan_of(options, to_file or from_file)
     verify = bool(options["verify"])
     if verify and destination is None:
         raise UsageError("--verify needs a destination whose memory can be compared")
+    if to_file is not None:
+        require_new_file(to_file, overwrite=overwrite)
+    if destination is not None:
+        require_two_guests(source, destination)
     if from_file is not None:
+        require_saved_guest(from_file)
         what, seconds, state = run(_restore(source, plan))
         words = plan.channel.words
         if as_json:
@@ -149,13 +172,14 @@ async def _migrate(
 ) -> _Outcome:
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(
-            await Machine.attach(_address(source), name="source")
+            await Machine.attach(parse_address(source), name="source")
         )
         second = None
         if destination is not None:
             second = await stack.enter_async_context(
-                await Machine.attach(_address(destination), name="destination")
+                await Machine.attach(parse_address(destination), name="destination")
             )
+        await _require_idle(first)
         about = [await _about(machine) for machine in (first, second) if machine is not None]
         blocks = []
         if verify and second is not None:
@@ -166,9 +190,18 @@ async def _migrate(
     return _Outcome(result, about[0], rest)
 
 
+async def _require_idle(source: Machine) -> None:
+    info = await commands.query_migrate(source.monitor)
+    if info.is_active:
+        raise UsageError(
+            f"the source migrates already: {info.status}",
+            hint="wait for its end, or end it by migrate_cancel at its monitor",
+        )
+
+
 async def _restore(at: str, plan: MigrationPlan) -> tuple[dict[str, object], float, str]:
     """The QEMU, how long it took, and the run state of the guest."""
-    async with await Machine.attach(_address(at), name="destination") as machine:
+    async with await Machine.attach(parse_address(at), name="destination") as machine:
         about = await _about(machine)
         seconds = await restore(machine, plan)
         return about, seconds, (await commands.query_status(machine.monitor)).status
@@ -179,101 +212,6 @@ async def _about(machine: Machine) -> dict[str, object]:
     patched = (await monitor.schema()).has_command("x-query-memslots")
     version = ".".join(map(str, monitor.version))
     return {"version": version, "package": monitor.package, "patched": patched}
-
-
-def _address(text: str) -> Address:
-    host, colon, port = text.rpartition(":")
-    return (host, int(port)) if colon and port.isdecimal() and "/" not in text else text
-
-
-def _plan(options: dict[str, Any], file: Path | None) -> MigrationPlan:
-    """The options as a plan.
-
-    Raises:
-        UsageError: they contradict each other.
-    """
-    for needed, by in (
-        ("multifd", "compression"),
-        ("tls_dir", "tls_hostname"),
-    ):
-        if options[by] is not None and options[needed] is None:
-            raise UsageError(f"--{_dashed(by)} needs --{_dashed(needed)}")
-    if options["auto_converge"] and options["dirty_limit"] is not None:
-        raise UsageError("--auto-converge and --dirty-limit are two ways to do one thing")
-    throttle: AutoConverge | DirtyLimit | None = None
-    if options["auto_converge"]:
-        throttle = AutoConverge()
-    elif options["dirty_limit"] is not None:
-        throttle = DirtyLimit(options["dirty_limit"])
-    multifd = None
-    if options["multifd"] is not None:
-        multifd = Multifd(options["multifd"], options["compression"] or "none")
-    return MigrationPlan(
-        kind=_kind(options),
-        channel=_channel(options["channel"], options["exec_incoming"], file),
-        multifd=multifd,
-        xbzrle=None if options["xbzrle"] is None else Xbzrle(options["xbzrle"]),
-        mapped_ram=MappedRam() if options["mapped_ram"] else None,
-        tls=None
-        if options["tls_dir"] is None
-        else Tls(options["tls_dir"].absolute(), hostname=options["tls_hostname"]),
-        throttle=throttle,
-        zero_page=cast("ZeroPage | None", options["zero_page"]),
-        max_bandwidth=options["max_bandwidth"],
-        downtime_limit=options["downtime_limit"],
-        switchover_ack=options["switchover_ack"],
-        abort=AbortRules(
-            seconds=options["abort_seconds"],
-            iterations=options["abort_iterations"],
-            no_progress_iterations=options["abort_no_progress"],
-        ),
-        leave_paused=options["leave_paused"],
-    )
-
-
-def _kind(options: dict[str, Any]) -> Kind:
-    kind = options["kind"]
-    if kind == "postcopy":
-        after = options["postcopy_after"]
-        return Postcopy(1 if after is None else after, preempt=options["preempt"])
-    for name in ("postcopy_after", "preempt"):
-        if options[name]:
-            raise UsageError(f"--{_dashed(name)} needs --kind postcopy")
-    plain: dict[str, Kind] = {
-        "precopy": Precopy(),
-        "background-snapshot": BackgroundSnapshot(),
-        "cpr-reboot": CprReboot(),
-    }
-    return plain[kind]
-
-
-def _channel(text: str | None, exec_incoming: str | None, file: Path | None) -> Channel:
-    if file is not None:
-        if text is not None:
-            raise UsageError("a file is a channel of its own; leave out --channel")
-        return File(file)
-    kind, _, rest = (text or "unix").partition(":")
-    if exec_incoming is not None and kind != "exec":
-        raise UsageError("--exec-incoming needs --channel exec:COMMAND")
-    host, _, port = rest.rpartition(":")
-    match kind:
-        case "unix":
-            return Unix(Path(rest).absolute() if rest else None)
-        case "fd" if not rest:
-            return Fd()
-        case "exec" if rest:
-            return Exec(rest, exec_incoming)
-        case "tcp" if not rest:
-            return Tcp()
-        case "tcp" if host and port.isdecimal():
-            return Tcp(host.strip("[]"), int(port))
-    raise UsageError(
-        f"no such channel: {text}", hint="use unix, unix:PATH, tcp:HOST:PORT, fd or exec:COMMAND"
-    )
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
 
 
 @contextmanager
@@ -290,16 +228,23 @@ def _progress() -> Iterator[Callable[[Sample], None]]:
                 task,
                 total=most,
                 completed=most - sample.remaining,
-                description=f"{sample.status}, pass {sample.iteration}: "
-                f"{_mib(sample.remaining)} MiB left, {_mib(sample.bandwidth)} MiB/s sent, "
-                f"{_mib(sample.dirty_rate)} MiB/s dirtied",
+                description=_in_short(sample),
             )
 
         yield show
 
 
+def _in_short(sample: Sample) -> str:
+    """In a line of 80 columns, with a bar and a clock."""
+    what = f"pass {sample.iteration}" if sample.status == "active" else str(sample.status)
+    rates = f"{sample.bandwidth / _MIB:,.0f} MiB/s sent"
+    if sample.dirty_rate:  # QEMU tells 0 until it has measured one
+        rates += f", {sample.dirty_rate / _MIB:,.0f} dirtied"
+    return f"{what}: {sample.remaining / _MIB:,.0f} MiB left, {rates}"
+
+
 def _mib(count: float | None) -> str:
-    return "" if count is None else f"{count / (1 << 20):,.1f}"
+    return "" if count is None else f"{count / _MIB:,.1f}"
 
 
 def _ms(seconds: float | None) -> str:
@@ -335,11 +280,13 @@ def _print_iterations(console: Console, result: MigrationResult) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("pass", "ms", "MiB to send", "MiB sent", "MiB/s", "MiB/s dirtied", "throttle"):
         table.add_column(heading, justify="right")
+    measured = {one.number + 1 for one in iterations if one.seconds > _MEASURED_SECONDS}
     for one in iterations[-_SHOWN_ITERATIONS:]:
+        dirtied = one.dirty_rate if one.dirty_rate or one.number in measured else None
         table.add_row(
             str(one.number),
             f"{one.seconds * 1000:,.0f}",
-            *map(_mib, (one.remaining, one.bytes_sent, one.bandwidth, one.dirty_rate)),
+            *map(_mib, (one.remaining, one.bytes_sent, one.bandwidth, dirtied)),
             "" if one.throttle is None else f"{one.throttle}%",
         )
     if len(iterations) > _SHOWN_ITERATIONS:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from qemu_ring.cli.attached import ask, document, json_option, socket_argument
 from qemu_ring.cli.output import print_json
+from qemu_ring.errors import UsageError
 from qemu_ring.memslot import FlushInfo, FlushPolicy, query_flush, set_flush_policy
 
 __all__ = ["policy"]
@@ -22,18 +23,26 @@ def policy() -> None:
 @socket_argument
 @json_option
 def policy_get(socket: str, as_json: bool) -> int:
-    """Show the flush policy, and what each policy has done since QEMU's start."""
+    """Show the flush policy, and what each policy has done."""
     info, qemu = ask(socket, query_flush)
     _show(info, qemu, as_json=as_json)
     return 0
 
 
 @policy.command("set")
-@click.argument("name", metavar="POLICY", type=click.Choice([one.value for one in FlushPolicy]))
 @socket_argument
+@click.argument("name", metavar="POLICY")
 @json_option
-def policy_set(name: str, socket: str, as_json: bool) -> int:
-    """Change the flush policy of the running guest at SOCKET to POLICY."""
+def policy_set(socket: str, name: str, as_json: bool) -> int:
+    """Change the flush policy of the running guest at SOCKET.
+
+    POLICY is auto, best-effort, quiesce, read-only or tombstone.
+    """
+    policies = [one.value for one in FlushPolicy]
+    if name not in policies and socket in policies:
+        socket, name = name, socket  # either order will do: no policy is a socket's path
+    if name not in policies:
+        raise UsageError(f"no such policy: {name}", hint=f"use one of {', '.join(policies)}")
     info, qemu = ask(socket, lambda monitor: set_flush_policy(monitor, FlushPolicy(name)))
     _show(info, qemu, as_json=as_json)
     return 0

@@ -10,9 +10,12 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from qemu_ring.cli.output import print_json, progress_bar
+from qemu_ring.cli.numbers import COUNT, SECONDS, Number, Whole
+from qemu_ring.cli.options import qemu_option
+from qemu_ring.cli.output import Reminder, print_json, progress_bar
 from qemu_ring.cli.running import run
 from qemu_ring.dirty import Tracking
+from qemu_ring.guest import MAX_VCPUS
 from qemu_ring.machine import find_qemu
 from qemu_ring.memslot import FlushPolicy, Shape
 from qemu_ring.prove import Control, ProveOptions, ProveResult, Verdict, prove
@@ -24,11 +27,7 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command("prove")
-@click.option(
-    "--qemu",
-    metavar="PATH",
-    help="QEMU to test; default: the one `build` made, else qemu-system-x86_64 on PATH.",
-)
+@qemu_option("QEMU to test; default: the one `build` made, else qemu-system-x86_64 on PATH.")
 @click.option(
     "--tracking",
     metavar="ring:SIZE|bitmap",
@@ -36,17 +35,22 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
     show_default=True,
     help="How dirty pages are tracked; SIZE in entries, a power of two.",
 )
-@click.option("--removals", type=int, metavar="N", help="Stop after N removals of slots.")
+@click.option("--removals", type=COUNT, metavar="N", help="Stop after N removals of slots.")
 @click.option(
-    "--seconds", type=float, metavar="S", help="Begin no round after S seconds; default: 10."
+    "--seconds", type=SECONDS, metavar="S", help="Begin no round after S seconds; default: 10."
 )
-@click.option("--rounds", type=int, metavar="N", help="Stop after N rounds.")
+@click.option("--rounds", type=COUNT, metavar="N", help="Stop after N rounds.")
 @click.option(
-    "--vcpus", type=int, metavar="N", default=1, show_default=True, help="vCPUs that write."
+    "--vcpus",
+    type=Whole(1, MAX_VCPUS),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="vCPUs that write.",
 )
 @click.option(
     "--rate",
-    type=float,
+    type=Number(1000, 1e9),
     metavar="R",
     default=100_000,
     show_default=True,
@@ -129,19 +133,23 @@ def prove_command(
 
 @contextmanager
 def _progress(options: ProveOptions) -> Iterator[Callable[[State], None]]:
-    """A bar on standard error, gone when done; nothing if that is no terminal."""
+    """A bar on standard error, gone when done; if that is no terminal, a line now and then."""
     total = 1.0 if options.until_loss else None
     with progress_bar() as bar:
         task = bar.add_task("starting the guest", total=total)
+        reminder = Reminder()
 
         def show(state: State) -> None:
             stale = f"[bold red]{state.stale_pages:,}[/]" if state.stale_pages else "0"
+            counts = f"{state.removals:,} removals, {state.rounds} migrations"
             bar.update(
                 task,
                 total=1.0,
                 completed=0.0 if options.until_loss else _done(options, state),
-                description=f"{stale} stale pages, {state.removals:,} removals, "
-                f"{state.rounds} migrations",
+                description=f"{stale} stale pages, {counts}",
+            )
+            reminder.tell(
+                f"{state.stale_pages:,} stale pages, {counts} in {state.seconds:.0f} s, goes on"
             )
 
         yield show

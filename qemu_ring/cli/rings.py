@@ -17,7 +17,10 @@ __all__ = ["rings"]
 @socket_argument
 @json_option
 def rings(socket: str, as_json: bool) -> int:
-    """Show the dirty rings of the guest whose QMP monitor is at SOCKET (a path or HOST:PORT)."""
+    """Show a guest's dirty rings.
+
+    Its QMP monitor is at SOCKET, a path or HOST:PORT.
+    """
     found, qemu = ask(socket, query_rings)
     if as_json:
         print_json(document("rings", qemu, **found.model_dump()))

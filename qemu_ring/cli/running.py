@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from qemu_ring.errors import ExitStatus, QemuRingError
@@ -20,12 +21,21 @@ class InterruptedRunError(QemuRingError):
     """SIGINT or SIGTERM ended the run; everything started was stopped."""
 
     def __init__(self, number: signal.Signals) -> None:
-        super().__init__(f"ended by {number.name}; everything started was stopped")
+        # Many commands only talk to QEMUs that others started.
+        had_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
+        super().__init__(
+            f"ended by {number.name}",
+            hint="everything started was stopped" if had_children else "",
+        )
         self.exit_status = _STATUS[number]
 
 
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
+def run(coroutine: Coroutine[Any, Any, T], *, on_signal: Callable[[], None] = lambda: None) -> T:
     """Run to the end; on SIGINT or SIGTERM cancel, clean up, and say which it was.
+
+    Args:
+        coroutine: what to run.
+        on_signal: called at once, before what may take some time.
 
     Raises:
         InterruptedRunError: a signal ended it.
@@ -37,6 +47,8 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         task = loop.create_task(coroutine)
 
         def end(number: signal.Signals) -> None:
+            if not received:
+                on_signal()
             received.append(number)
             task.cancel()
 

@@ -9,6 +9,8 @@ import click
 __all__ = ["parse_size"]
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_MOST: Final = (1 << 63) - 1
+"""That QEMU takes of any size."""
 
 
 def parse_size(_: click.Context, option: click.Parameter, text: str | None) -> int | None:
@@ -18,4 +20,6 @@ def parse_size(_: click.Context, option: click.Parameter, text: str | None) -> i
     number, unit = (text, "") if text[-1:].isdecimal() else (text[:-1], text[-1:].lower())
     if unit not in _UNITS or not number.isdecimal():
         raise click.BadParameter(f"{text!r} is no size such as 1048576, 512M or 2G", param=option)
+    if len(number) > 20 or int(number) * _UNITS[unit] > _MOST:
+        raise click.BadParameter(f"{text[:40]} is too much; use less than 8388608T", param=option)
     return int(number) * _UNITS[unit]

@@ -17,7 +17,10 @@ __all__ = ["slots"]
 @socket_argument
 @json_option
 def slots(socket: str, as_json: bool) -> int:
-    """List the KVM memslots of the guest whose QMP monitor is at SOCKET (a path or HOST:PORT)."""
+    """List a guest's KVM memslots.
+
+    Its QMP monitor is at SOCKET, a path or HOST:PORT.
+    """
     found, qemu = ask(socket, query_memslots)
     if as_json:
         print_json(document("slots", qemu, slots=[slot.model_dump() for slot in found]))

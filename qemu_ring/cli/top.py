@@ -18,14 +18,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from qemu_ring.cli.numbers import COUNT, Number
 from qemu_ring.cli.output import print_json
 from qemu_ring.cli.running import InterruptedRunError, run
 from qemu_ring.cli.top_screen import cropped, guests_lines, head_line, plain_ascii
 from qemu_ring.errors import ExitStatus, QemuRingError, UsageError
 from qemu_ring.machine import probe_host
-from qemu_ring.migration.observation import GuestSight
+from qemu_ring.migration.observation import GuestSight, Presence
 from qemu_ring.migration.observe import GuestsWatch
-from qemu_ring.qmp import Address
+from qemu_ring.qmp import parse_address
+from qemu_ring.qmp.address import wrong_address
 
 __all__ = ["top"]
 
@@ -44,13 +46,13 @@ _MEASURED_SHARE = 0.8
 @click.argument("sockets", metavar="SOCKET...", nargs=-1, required=True)
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1, max=3600),
+    type=Number(0.1, 3600),
     metavar="SECONDS",
     default=1.0,
     show_default=True,
     help="Time from sample to sample.",
 )
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N samples.")
+@click.option("--count", type=COUNT, metavar="N", help="End after N samples.")
 @click.option("--once", is_flag=True, help="One sample as plain text, on a terminal too.")
 @click.option(
     "--dirty-rate",
@@ -69,8 +71,9 @@ def top(
     measure: bool,
     as_json: bool,
 ) -> int:
-    """Watch the running guests whose QMP monitors are at SOCKET..., paths or HOST:PORT.
+    """Watch running guests.
 
+    Their QMP monitors are at SOCKET..., paths or HOST:PORT.
     On a terminal until q or Ctrl-C; elsewhere one sample as plain text.
     """
     if len(set(sockets)) < len(sockets):
@@ -81,8 +84,12 @@ def top(
     live = console.is_terminal and not console.is_dumb_terminal and not once and not as_json
     if once or not (console.is_terminal or as_json or count):
         count = 1
+    addresses = {socket: parse_address(socket) for socket in sockets}
+    for socket, address in addresses.items():
+        if wrong := wrong_address(address):
+            raise UsageError(f"no QMP monitor is at {socket!r}: {wrong[0]}", hint=wrong[1])
     watch = GuestsWatch(
-        {socket: _address(socket) for socket in sockets},
+        addresses,
         measure_seconds=interval * _MEASURED_SHARE if measure else None,
     )
     try:
@@ -95,11 +102,6 @@ def top(
         if not live or ended.exit_status is not ExitStatus.INTERRUPTED:
             raise
     return 0
-
-
-def _address(text: str) -> Address:
-    host, colon, port = text.rpartition(":")
-    return (host, int(port)) if colon and port.isdecimal() and "/" not in text else text
 
 
 # On paper: text or JSON
@@ -124,10 +126,18 @@ async def _print(
             sights = await _measured(watch, sample) if measure and count == 1 else sample
             show(sights)
     if all(sight.seen is None for sight in sights):
-        raise QemuRingError(
+        error = UsageError if all(map(_is_absent, sights)) else QemuRingError
+        gone = sights[0].presence is Presence.GONE  # what does not answer has a hint of its own
+        raise error(
             f"no guest was seen: {sights[0].socket}: {sights[0].problem}",
-            hint="is QEMU running, with a QMP monitor there that no other client holds?",
+            hint="is QEMU running, with a QMP monitor there?" if gone else "",
         )
+
+
+def _is_absent(sight: GuestSight) -> bool:
+    """Whether there is no such path at all."""
+    address = parse_address(sight.socket)
+    return isinstance(address, str) and not os.path.lexists(address)
 
 
 async def _samples(

@@ -13,6 +13,7 @@ Nothing here holds the loop up or waits without a deadline, except for what is n
 """
 
 from qemu_ring.qmp import commands
+from qemu_ring.qmp.address import Address, parse_address
 from qemu_ring.qmp.errors import (
     CommandError,
     CommandTimeoutError,
@@ -41,7 +42,7 @@ from qemu_ring.qmp.models import (
     VersionInfo,
     XbzrleCache,
 )
-from qemu_ring.qmp.monitor import DEFAULT_TIMEOUT, Address, Monitor
+from qemu_ring.qmp.monitor import DEFAULT_TIMEOUT, Monitor
 from qemu_ring.qmp.schema import Schema
 
 __all__ = [  # noqa: RUF022 - in order of importance
@@ -74,5 +75,6 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "PropertyInfo",
     "CharDevice",
     "Address",
+    "parse_address",
     "DEFAULT_TIMEOUT",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from typing import NamedTuple
 
 from qemu.qmp import ConnectError as LibraryConnectError
@@ -90,10 +92,21 @@ def explain(error: BaseException) -> Cause:
         where = f" {error}" if error.args else ""
         return Cause(f"the peer closed the connection{where}", error)
     if isinstance(error, OSError):
-        return Cause(error.strerror or str(error) or type(error).__name__, error)
+        return Cause(_why(error), error)
     garbage = ProtocolError(f"the peer sent {_describe(error)}")
     garbage.__cause__ = error
     return Cause(garbage.message, garbage)
+
+
+def _why(error: OSError) -> str:
+    """The system's words; asyncio puts an address's tuple there."""
+    words = error.strerror or str(error) or type(error).__name__
+    if words.startswith("Multiple exceptions"):  # of a name with several addresses
+        causes = re.findall(r"\[Errno (\d+)\]", words)
+        return ", ".join(dict.fromkeys(os.strerror(int(number)) for number in causes)) or words
+    if error.errno is not None and words.startswith("Connect call failed"):
+        return os.strerror(error.errno)
+    return words
 
 
 def _describe(error: BaseException) -> str:

@@ -33,7 +33,10 @@ class QmpError(QemuRingError):
 
 
 class ConnectError(QmpError):
-    """No QMP session came about: nobody listens, no greeting, no negotiation."""
+    """No QMP session came about: nobody listens, no greeting, no negotiation.
+
+    Its exit status is that of a usage error if there is no such socket at all.
+    """
 
 
 class DisconnectedError(QmpError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,7 +18,9 @@ from qemu.qmp import ExecInterruptedError, ExecuteError, QMPError, Runstate, Sta
 from qemu.qmp.qmp_client import BadReplyError
 
 from qemu_ring._compat import timeout as deadline
+from qemu_ring.errors import ExitStatus
 from qemu_ring.qmp._client import Cause, Client, explain
+from qemu_ring.qmp.address import Address, described, wrong_address
 from qemu_ring.qmp.errors import (
     CommandError,
     CommandTimeoutError,
@@ -33,9 +36,6 @@ from qemu_ring.qmp.schema import Schema
 __all__ = ["DEFAULT_TIMEOUT", "Address", "Monitor"]
 
 T = TypeVar("T")
-
-Address = str | Path | tuple[str, int] | socket.socket
-"""A unix socket's path, a TCP host and port, or a connected socket."""
 
 DEFAULT_TIMEOUT = 10.0
 """How long a command may take unless its caller says otherwise, in seconds."""
@@ -88,6 +88,9 @@ class Monitor:
             ConnectError: nobody listens, the peer is no QMP server, or it did not answer in
                 time; nothing is left running.
         """
+        if wrong := wrong_address(address):
+            why, hint = wrong
+            raise _no_such_monitor(f"{_no_session(name, address)}: {why}", hint)
         monitor = cls(name)
         monitor._session = asyncio.create_task(monitor._run(address), name=f"qmp {name}")
         try:
@@ -266,8 +269,7 @@ class Monitor:
 
     def _read_greeting(self, address: Address, timeout: float) -> None:
         """Take the version from the greeting, or tell why there is no session."""
-        where = "a given socket" if isinstance(address, socket.socket) else str(address)
-        failed = f"{self.name}: no QMP session on {where}"
+        failed = _no_session(self.name, address)
         greeting = self._client.greeting
         step = "(its greeting)" if greeting is None else "(capabilities negotiation)"
         if not self._up.done():
@@ -277,6 +279,14 @@ class Monitor:
                     hint="QEMU serves one client per monitor: another may hold it",
                 )
             text, error = self._cause
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise _no_such_monitor(f"{failed}: {text}", _hint(error)) from error
+            if isinstance(error, OSError) and error.errno == errno.EINVAL:
+                # asyncio takes a unix socket whose queue is full for connected.
+                raise ConnectError(
+                    f"{failed}: others wait for it already",
+                    hint="QEMU serves one client per monitor: another holds it",
+                )
             when = "" if isinstance(error, OSError) else f" {step}"
             raise ConnectError(f"{failed}: {text}{when}", hint=_hint(error)) from error
         assert greeting is not None
@@ -326,6 +336,22 @@ class Monitor:
         return error
 
 
+def _no_session(name: str, address: Address) -> str:
+    where = described(address)
+    return (
+        f"no QMP session on {where}"
+        if name in (where, "")
+        else f"{name}: no QMP session on {where}"
+    )
+
+
+def _no_such_monitor(message: str, hint: str) -> ConnectError:
+    """An error for what whoever named the address can see to be wrong."""
+    error = ConnectError(message, hint=hint)
+    error.exit_status = ExitStatus.USAGE
+    return error
+
+
 async def _settled(task: asyncio.Task[None], *, on_cancel: Callable[[], None]) -> None:
     """Wait for the task's end, even through cancellation, which is raised after that."""
     cancelled: asyncio.CancelledError | None = None
@@ -360,7 +386,7 @@ def _fit(what: str, model: type[T], value: object) -> T:
 def _hint(error: BaseException | None) -> str:
     """Say what to do next about a connection that failed for this reason."""
     match error:
-        case FileNotFoundError():
+        case FileNotFoundError() | NotADirectoryError():
             return "is QEMU running, with -qmp unix:PATH,server=on,wait=off?"
         case ConnectionRefusedError():
             return "QEMU has ended, or listens elsewhere"

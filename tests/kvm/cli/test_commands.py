@@ -132,6 +132,24 @@ def test_qemu_that_dies_at_start_shows_its_last_words(qemu_path: Path, tmp_path:
     assert "did not start: exit status 7: first | the roof is on fire" in done.stderr
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["words", "json"])
+@pytest.mark.parametrize("command", ["doctor", "prove"])
+def test_lost_answer_is_no_bad_one(qemu_path: Path, command: str, form: list[str]) -> None:
+    """Status 1 would be "stale pages were found"."""
+    short = ["--removals", "4", "--control", "idle"] if command == "prove" else []
+    arguments = [*COMMAND, command, "--qemu", str(qemu_path), *short, *form]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        done = subprocess.run(arguments, stdout=gone, stderr=subprocess.PIPE, timeout=90)
+    assert (done.returncode, done.stderr) == (141, b"")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, timeout=90)
+    assert done.returncode == 4
+    assert done.stderr.startswith(b"qemu-ring: standard output: No space left on device; ")
+    assert done.stderr.count(b"\n") == 1
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_it_in_good_order(qemu_path: Path, number: signal.Signals, status: int) -> None:
     process = subprocess.Popen(

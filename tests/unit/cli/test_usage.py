@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -27,9 +29,26 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object
         (["prove", "--machine", "microvm"], ["microvm", "pc", "q35"]),
         (["prove", "--tracking", "ring:5000"], ["no power of two", "ring:8192"]),
         (["prove", "--tracking", "log"], ["no such tracking", "ring:4096"]),
-        (["prove", "--vcpus", "0"], ["0 vCPUs", "1 to 32"]),
-        (["prove", "--seconds", "-1"], ["--seconds", "greater than 0"]),
-        (["prove", "--removals", "0"], ["at least 1"]),
+        (["prove", "--vcpus", "0"], ["'--vcpus'", "0 is out of range", "1 to 32"]),
+        (["prove", "--seconds", "-1"], ["'--seconds'", "-1 is out of range", "use 0.001 to"]),
+        (["prove", "--seconds", "1e400"], ["'--seconds'", "no finite number"]),
+        (["prove", "--rate", "nan"], ["'--rate'", "no finite number"]),
+        (["prove", "--removals", "0"], ["'--removals'", "use 1 to"]),
+        (["prove", "--qemu", ""], ["'--qemu'", "name a qemu-system-x86_64"]),
+        (["build", "--jobs", "0"], ["'--jobs'", "use 1 to 1024"]),
+        (["dirty-rate", "/no", "--seconds", "inf"], ["'--seconds'", "no finite number"]),
+        (["limit", "set", "/no", "9" * 400], ["is too much"]),
+        (["top", "/no", "--interval", "nan"], ["'--interval'", "no finite number"]),
+        (["policy", "set", "/no", "lossless"], ["no such policy: lossless", "quiesce"]),
+        (["policy", "set", "quiesce", "/no/such"], ["/no/such: No such file"]),
+        (["policy", "set", "/no/such", "quiesce"], ["/no/such: No such file"]),
+        (["slots", "/no/such"], ["no QMP session on /no/such: No such file", "-qmp unix:PATH"]),
+        (["slots", "/etc/passwd"], ["no QMP session on /etc/passwd: not a socket"]),
+        (["slots", "/tmp"], ["/tmp: not a socket"]),
+        (["slots", ""], ["an empty path", "HOST:PORT"]),
+        (["slots", "host:99999"], ["host:99999: no such port", "1 to 65535"]),
+        (["top", "/etc/passwd", "--once"], ["'/etc/passwd': not a socket"]),
+        (["top", "host:0", "--once"], ["no such port"]),
         (["prove", "--qemu", "/no/such/qemu"], ["does not exist", "name a qemu-system-x86_64"]),
         (["prove", "--qemu", "/etc"], ["/etc is a directory"]),
         (["prove", "--memory-dir", "/no/such"], ["/no/such", "does not exist"]),
@@ -80,6 +99,29 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = outcome(capsys, "--version")
     assert status == 0
     assert out.startswith("qemu-ring, version ")
+
+
+def test_monitor_that_others_wait_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As that of a QEMU which serves one client while more have connected."""
+    path = str(tmp_path / "busy.qmp")
+    with ExitStack() as stack:
+        busy = stack.enter_context(socket.socket(socket.AF_UNIX))
+        busy.bind(path)
+        busy.listen(0)
+        for _ in range(100):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            try:
+                client.connect(path)
+            except BlockingIOError:
+                break
+        status, _, err = outcome(capsys, "slots", path)
+        assert (status, err.count(path)) == (4, 1)
+        assert "others wait for it already; QEMU serves one client" in err
+        status, out, err = outcome(capsys, "top", "--once", "--interval", "0.1", path)
+    assert status == 4
+    assert "no answer for" in out
+    assert "QEMU serves one client per monitor: another holds it\n" in err
 
 
 def test_bug_is_no_verdict(

@@ -6,13 +6,14 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from qemu_ring.qmp import ConnectError, DisconnectedError, Monitor, ProtocolError
+from qemu_ring.errors import ExitStatus
+from qemu_ring.qmp import ConnectError, DisconnectedError, Monitor, ProtocolError, parse_address
 
 if TYPE_CHECKING:
     from tests.unit.qmp.conftest import FakeQemu, Peer
@@ -74,9 +75,61 @@ async def test_greeting_byte_by_byte(qemu: FakeQemu) -> None:
 async def test_no_such_socket(tmp_path: Path, tasks: Tasks) -> None:
     error = await fails(tmp_path / "nobody.sock")
     assert isinstance(error.__cause__, FileNotFoundError)
+    assert error.exit_status is ExitStatus.USAGE
     assert str(tmp_path / "nobody.sock") in error.message
     assert "-qmp unix:" in error.hint
     assert tasks() == set()
+
+
+async def test_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    error = await fails(tmp_path / "file" / "nobody.sock")
+    assert "Not a directory" in error.message
+    assert error.exit_status is ExitStatus.USAGE
+
+
+@pytest.mark.parametrize(
+    ("address", "where", "says"),
+    [
+        ("", "''", "an empty path"),
+        ("/dev/null", "/dev/null", "not a socket"),
+        (Path("/etc"), "/etc", "not a socket"),
+        (Path("/etc/passwd"), "/etc/passwd", "not a socket"),
+        (("::1", 0), "[::1]:0", "no such port"),
+        (("host", 99999), "host:99999", "no such port"),
+    ],
+)
+async def test_address_of_no_monitor(
+    address: str | Path | tuple[str, int], where: str, says: str, tasks: Tasks
+) -> None:
+    error = await fails(address)
+    assert error.message == f"source: no QMP session on {where}: {says}"
+    assert error.hint
+    assert error.exit_status is ExitStatus.USAGE
+    assert tasks() == set()
+
+
+async def test_address_that_is_the_name_is_told_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "nobody.sock")
+    with pytest.raises(ConnectError) as caught:
+        await Monitor.connect(path, name=path)
+    assert caught.value.message == f"no QMP session on {path}: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("/tmp/a.qmp", "/tmp/a.qmp"),
+        ("host:4444", ("host", 4444)),
+        ("[::1]:4444", ("::1", 4444)),
+        ("./host:4444", "./host:4444"),
+        ("host:", "host:"),
+        (":4444", ":4444"),
+        ("", ""),
+    ],
+)
+def test_what_a_user_names_a_monitor_by(text: str, address: object) -> None:
+    assert parse_address(text) == address
 
 
 async def test_nobody_listens_any_more(tmp_path: Path) -> None:
@@ -91,8 +144,11 @@ async def test_nobody_listens_any_more(tmp_path: Path) -> None:
 async def test_tcp_refused() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        error = await fails(unused.getsockname())
+        host, port = unused.getsockname()
+        error = await fails((host, port))
     assert isinstance(error.__cause__, ConnectionRefusedError)
+    assert error.message == f"source: no QMP session on {host}:{port}: Connection refused"
+    assert error.exit_status is ExitStatus.FAILED
 
 
 @pytest.fixture
@@ -258,6 +314,27 @@ async def test_never_accepts(tmp_path: Path, tasks: Tasks) -> None:
         busy.listen()
         error = await fails(tmp_path / "busy.sock", timeout=0.05)
     assert "did not answer" in error.message
+    assert tasks() == set()
+
+
+async def test_others_wait_already(tmp_path: Path, tasks: Tasks) -> None:
+    """A queue that is full refuses a connection, and asyncio takes no notice of that."""
+    path = str(tmp_path / "busy.sock")
+    with ExitStack() as stack:
+        busy = stack.enter_context(socket.socket(socket.AF_UNIX))
+        busy.bind(path)
+        busy.listen(0)
+        for _ in range(100):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            try:
+                client.connect(path)
+            except BlockingIOError:
+                break
+        error = await fails(path)
+    assert error.message == f"source: no QMP session on {path}: others wait for it already"
+    assert "one client" in error.hint
+    assert error.__cause__ is None
     assert tasks() == set()
 
 

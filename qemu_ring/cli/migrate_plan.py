@@ -1,0 +1,243 @@
+"""What the options of `qemu-ring migrate` ask for, as a plan; refused in the options' words."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any, cast
+
+from qemu_ring.errors import UsageError
+from qemu_ring.migration import (
+    AbortRules,
+    AutoConverge,
+    BackgroundSnapshot,
+    Channel,
+    Compression,
+    CprReboot,
+    DirtyLimit,
+    Exec,
+    Fd,
+    File,
+    Kind,
+    MappedRam,
+    MigrationPlan,
+    Multifd,
+    Postcopy,
+    Precopy,
+    Tcp,
+    Tls,
+    Unix,
+    Xbzrle,
+    ZeroPage,
+)
+
+__all__ = ["plan_of", "require_new_file", "require_saved_guest", "require_two_guests"]
+
+_MAGIC = b"QEVM"
+"""What every stream of a QEMU begins with."""
+_PAGE = 4096
+_MIB = 1 << 20
+
+
+def plan_of(options: dict[str, Any], file: Path | None) -> MigrationPlan:
+    """The options as a plan.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    channel = _channel(options["channel"], options["exec_incoming"], file)
+    _check(options, channel)
+    throttle: AutoConverge | DirtyLimit | None = None
+    if options["auto_converge"]:
+        throttle = AutoConverge()
+    elif options["dirty_limit"] is not None:
+        throttle = DirtyLimit(options["dirty_limit"])
+    multifd = None
+    if options["multifd"] is not None:
+        compression = cast("Compression", options["compression"] or "none")
+        multifd = Multifd(options["multifd"], compression, options["compression_level"])
+    tls = options["tls_dir"]
+    return MigrationPlan(
+        kind=_kind(options),
+        channel=channel,
+        multifd=multifd,
+        xbzrle=None if options["xbzrle"] is None else Xbzrle(options["xbzrle"]),
+        mapped_ram=MappedRam(options["direct_io"]) if options["mapped_ram"] else None,
+        tls=None if tls is None else Tls(tls.absolute(), hostname=options["tls_hostname"]),
+        throttle=throttle,
+        zero_page=cast("ZeroPage | None", options["zero_page"]),
+        max_bandwidth=options["max_bandwidth"],
+        downtime_limit=options["downtime_limit"],
+        switchover_bandwidth=options["switchover_bandwidth"],
+        switchover_ack=options["switchover_ack"],
+        abort=AbortRules(
+            seconds=options["abort_seconds"],
+            iterations=options["abort_iterations"],
+            no_progress_iterations=options["abort_no_progress"],
+        ),
+        leave_paused=options["leave_paused"],
+    )
+
+
+def require_new_file(path: Path, *, overwrite: bool) -> None:
+    """Check that a guest can be saved to a file, before it is saved.
+
+    Raises:
+        UsageError: it cannot, or a file that is there would be lost.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise UsageError(
+                f"--to-file {path} is a link to nothing", hint="name another file"
+            ) from None
+        if not path.absolute().parent.is_dir():
+            raise UsageError(
+                f"--to-file {path}: {path.parent} is no directory", hint="make it first"
+            ) from None
+        return
+    except OSError as error:
+        raise UsageError(f"--to-file {path}: {error.strerror}", hint="name another file") from error
+    if not stat.S_ISREG(mode):
+        what = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise UsageError(f"--to-file {path} is {what}", hint="name another file")
+    if not overwrite:
+        raise UsageError(f"--to-file {path} is there already", hint="replace it with --overwrite")
+
+
+def require_saved_guest(path: Path) -> None:
+    """Check that a file can be one that a guest was saved to, before QEMU gets it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    hint = "name one that qemu-ring migrate --to-file made"
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError(f"--from-file {path} is no regular file", hint=hint)
+        with path.open("rb") as file:
+            begins = file.read(len(_MAGIC))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be opened: {error.strerror}", hint=hint) from error
+    if begins != _MAGIC:
+        raise UsageError(f"--from-file {path} holds no saved guest", hint=hint)
+
+
+def require_two_guests(source: str, destination: str) -> None:
+    """Check that the two monitors are not one: QEMU would keep the second connection waiting.
+
+    Raises:
+        UsageError: they are.
+    """
+    same = source == destination
+    if not same:
+        try:
+            same = Path(source).samefile(destination)
+        except OSError:
+            return
+    if same:
+        raise UsageError(
+            "source and destination are the same monitor",
+            hint="name another QEMU's, started with -incoming defer",
+        )
+
+
+def _check(options: dict[str, Any], channel: Channel) -> None:
+    """Refuse what cannot be, by the names of the options.
+
+    Raises:
+        UsageError: something cannot be.
+    """
+    for by, needed in (
+        ("compression", "multifd"),
+        ("compression_level", "compression"),
+        ("direct_io", "mapped_ram"),
+        ("tls_hostname", "tls_dir"),
+    ):
+        if options[by] not in (None, False) and options[needed] in (None, False):
+            raise UsageError(f"--{_dashed(by)} needs --{_dashed(needed)}")
+    if options["auto_converge"] and options["dirty_limit"] is not None:
+        raise UsageError("--auto-converge and --dirty-limit are two ways to do one thing")
+    if options["mapped_ram"] and not isinstance(channel, File):
+        raise UsageError(
+            "--mapped-ram goes to a file only", hint="name it with --to-file or --from-file"
+        )
+    if options["kind"] in ("background-snapshot", "cpr-reboot") and channel.bidirectional:
+        raise UsageError(
+            f"--kind {options['kind']} saves to a file", hint="name it with --to-file FILE"
+        )
+    if isinstance(channel, Exec) and channel.destination is None:
+        raise UsageError(
+            "the destination needs a command, too", hint="give it with --exec-incoming COMMAND"
+        )
+    if (
+        options["tls_dir"] is not None
+        and options["tls_hostname"] is None
+        and channel.bidirectional
+        and not isinstance(channel, Tcp)
+    ):
+        raise UsageError(
+            f"TLS by {channel.words} needs the name in the destination's certificate",
+            hint="give it with --tls-hostname NAME",
+        )
+    _check_amounts(options)
+
+
+def _check_amounts(options: dict[str, Any]) -> None:
+    level, compression = options["compression_level"], options["compression"]
+    if level is not None and compression == "zlib" and level > 9:
+        raise UsageError(f"--compression-level {level} is too high", hint="zlib has 0 to 9")
+    limit = options["dirty_limit"]
+    if limit is not None and (limit < _MIB or limit % _MIB):
+        raise UsageError(
+            f"--dirty-limit {limit} is not in whole MiB a second", hint="use 1M or more, as 50M"
+        )
+    cache = options["xbzrle"]
+    if cache is not None and (cache < _PAGE or cache & (cache - 1)):
+        raise UsageError(f"--xbzrle {cache} is no power of two from 4K on", hint="use 64M, say")
+
+
+def _kind(options: dict[str, Any]) -> Kind:
+    kind = options["kind"]
+    if kind == "postcopy":
+        after = options["postcopy_after"]
+        return Postcopy(1 if after is None else after, preempt=options["preempt"])
+    for name in ("postcopy_after", "preempt"):
+        if options[name]:
+            raise UsageError(f"--{_dashed(name)} needs --kind postcopy")
+    plain: dict[str, Kind] = {
+        "precopy": Precopy(),
+        "background-snapshot": BackgroundSnapshot(),
+        "cpr-reboot": CprReboot(),
+    }
+    return plain[kind]
+
+
+def _channel(text: str | None, exec_incoming: str | None, file: Path | None) -> Channel:
+    if file is not None:
+        if text is not None:
+            raise UsageError("a file is a channel of its own; leave out --channel")
+        return File(file)
+    kind, _, rest = (text or "unix").partition(":")
+    if exec_incoming is not None and kind != "exec":
+        raise UsageError("--exec-incoming needs --channel exec:COMMAND")
+    host, _, port = rest.rpartition(":")
+    match kind:
+        case "unix":
+            return Unix(Path(rest).absolute() if rest else None)
+        case "fd" if not rest:
+            return Fd()
+        case "exec" if rest:
+            return Exec(rest, exec_incoming)
+        case "tcp" if not rest:
+            return Tcp()
+        case "tcp" if host and port.isdecimal():
+            return Tcp(host.strip("[]"), int(port))
+    raise UsageError(
+        f"no such channel: {text}", hint="use unix, unix:PATH, tcp:HOST:PORT, fd or exec:COMMAND"
+    )
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,93 @@
+"""What `qemu-ring migrate` refuses before it connects, and how it prints what is not known."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from qemu_ring.cli import migrate
+from qemu_ring.cli.migrate_plan import (
+    plan_of,
+    require_new_file,
+    require_saved_guest,
+    require_two_guests,
+)
+from qemu_ring.errors import UsageError
+from qemu_ring.machine import Machine
+from qemu_ring.migration import MappedRam, MigrationPlan, Multifd
+from qemu_ring.qmp import MigrationInfo
+
+
+def plan(*arguments: str) -> MigrationPlan:
+    context = migrate.migrate.make_context("migrate", ["source", *arguments])
+    options: dict[str, Any] = dict(context.params)
+    return plan_of(options, options["to_file"] or options["from_file"])
+
+
+def test_options_of_a_plan() -> None:
+    made = plan("twin", "--multifd=4", "--compression=zstd", "--compression-level=20")
+    assert made.multifd == Multifd(4, "zstd", 20)
+    assert plan("--to-file=x", "--mapped-ram", "--direct-io").mapped_ram == MappedRam(True)
+    assert plan("twin", "--switchover-bandwidth=1G").switchover_bandwidth == 1 << 30
+    assert plan("twin", "--max-bandwidth=0", "--downtime-limit=0.25").max_bandwidth == 0
+
+
+def test_file_to_save_to(tmp_path: Path) -> None:
+    require_new_file(tmp_path / "new", overwrite=False)
+    there = tmp_path / "there"
+    there.touch()
+    with pytest.raises(UsageError, match="there already; replace it with --overwrite"):
+        require_new_file(there, overwrite=False)
+    require_new_file(there, overwrite=True)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "fifo")
+    for name, words in (("", "a directory"), ("link", "to nothing"), ("fifo", "no regular file")):
+        with pytest.raises(UsageError, match=words):
+            require_new_file(tmp_path / name, overwrite=True)
+    with pytest.raises(UsageError, match="is no directory; make it first"):
+        require_new_file(tmp_path / "none/file", overwrite=True)
+    with pytest.raises(UsageError, match="Not a directory"):
+        require_new_file(there / "file", overwrite=True)
+
+
+def test_file_to_restore_from(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    saved.write_bytes(b"QEVM\0\0\0\3")
+    require_saved_guest(saved)
+    for content in (b"", b"QEV", b"\x7fELF", b"MVEQ"):
+        saved.write_bytes(content)
+        with pytest.raises(UsageError, match="holds no saved guest; name one"):
+            require_saved_guest(saved)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UsageError, match="no regular file"):
+        require_saved_guest(tmp_path / "fifo")
+    with pytest.raises(UsageError, match="cannot be opened: No such file"):
+        require_saved_guest(tmp_path / "none")
+
+
+def test_two_monitors_are_two(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:
+        one.bind(str(tmp_path / "one"))
+        other.bind(str(tmp_path / "other"))
+        (tmp_path / "link").symlink_to("one")
+        require_two_guests(str(tmp_path / "one"), str(tmp_path / "other"))
+        require_two_guests(str(tmp_path / "one"), str(tmp_path / "none"))
+        for same in ("one", "link", "../" + tmp_path.name + "/one"):
+            with pytest.raises(UsageError, match="the same monitor; name another"):
+                require_two_guests(str(tmp_path / "one"), str(tmp_path / same))
+    with pytest.raises(UsageError, match="the same monitor"):
+        require_two_guests("host:4444", "host:4444")
+
+
+async def test_source_that_migrates_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def query(_: object) -> MigrationInfo:
+        return MigrationInfo.model_validate({"status": "active"})
+
+    monkeypatch.setattr("qemu_ring.qmp.commands.query_migrate", query)
+    with pytest.raises(UsageError, match="migrates already: active; wait for its end"):
+        await migrate._require_idle(cast("Machine", SimpleNamespace(monitor=None)))

@@ -1,0 +1,56 @@
+"""Numbers and sizes on the command line."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from qemu_ring.cli.numbers import Number, Whole
+from qemu_ring.cli.sizes import parse_size
+
+OPTION = click.Option(["--size"])
+CONTEXT = click.Context(click.Command("x"))
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400", "-1e400", "NaN", "infinity"])
+def test_not_finite(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="no finite number"):
+        Number().convert(text, None, None)
+
+
+def test_number_in_a_range() -> None:
+    kind = Number(0.1, 3600)
+    assert kind.convert("0.1", None, None) == 0.1
+    assert kind.convert(3600.0, None, None) == 3600
+    for text in ("0.09", "3601", "-1"):
+        with pytest.raises(click.BadParameter, match=r"out of range; use 0\.1 to 3600"):
+            kind.convert(text, None, None)
+    with pytest.raises(click.BadParameter, match="use 5 or more"):
+        Number(least=5).convert("4", None, None)
+    with pytest.raises(click.BadParameter, match="'soon' is no number"):
+        kind.convert("soon", None, None)
+
+
+def test_whole_number_in_a_range() -> None:
+    kind = Whole(1, 255)
+    assert kind.convert("255", None, None) == 255
+    for text in ("0", "256"):
+        with pytest.raises(click.BadParameter, match="use 1 to 255"):
+            kind.convert(text, None, None)
+    for text in ("1.5", "nan", "two"):
+        with pytest.raises(click.BadParameter, match="not a valid integer"):
+            kind.convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("512M", 512 << 20), ("2g", 2 << 30), ("8388607T", 8388607 << 40)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(CONTEXT, OPTION, text) == size
+
+
+@pytest.mark.parametrize("text", ["8388608T", "9" * 5000, "9" * 30 + "G"])
+def test_size_that_qemu_cannot_take(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is too much"):
+        parse_size(CONTEXT, OPTION, text)
