@@ -34,10 +34,15 @@ class DirtyRing(QmpModel):
 
 
 class DirtyRings(QmpModel):
-    """All rings, `size` entries each; 0 if dirty pages are tracked by bitmap."""
+    """All rings, `size` entries each; 0 if dirty pages are tracked by bitmap.
+
+    `reset_failures` counts the times that KVM did not take back entries that were
+    reaped; until it does, all memory counts as dirty.
+    """
 
     size: int
     with_bitmap: bool
+    reset_failures: int = 0
     rings: tuple[DirtyRing, ...]
 
 

@@ -38,8 +38,11 @@ class FlushStatistics(QmpModel):
     """What one policy has done since QEMU's start; times in nanoseconds.
 
     `pages_late` of the pages harvested were found only after the point at which
-    best-effort removes the memslot: it would have lost them. `hold_ns_log2[i]` counts
-    the holds that took 2**i ns or more, and less than twice that.
+    best-effort removes the memslot: it would have lost them. It is known for pages from
+    a ring only, so by bitmap it is 0; it is 0 also where best-effort holds the vCPUs too,
+    because what goes and what comes overlap in one transaction. `writes_trapped` counts
+    writes to memslots that were read-only for their removal. `hold_ns_log2[i]` counts the
+    holds that took 2**i ns or more, and less than twice that.
     """
 
     policy: FlushPolicy

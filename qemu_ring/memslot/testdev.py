@@ -27,7 +27,7 @@ class Window:
     """A part of a memory backend at a guest-physical address: a memslot of its own.
 
     Args:
-        address: guest-physical, bytes.
+        address: guest-physical, bytes; the guest's physical addresses end after the window.
         backend: its id.
         offset: where the part begins in the backend, bytes.
         size: bytes.

@@ -21,12 +21,18 @@ async def running(
     destination: bool = False,
     slot_size: int = MIB,
     pages_per_second: float | None = None,
+    apart: bool = False,
+    trace: tuple[str, ...] = (),
 ) -> AsyncIterator[tuple[Machine, PciSlots]]:
-    """A guest with one removable slot, into which both its vCPUs write."""
+    """A guest with one removable slot, into which both its vCPUs write.
+
+    Each goes through all of it, or through a half of its own if `apart`.
+    """
     regions = (Region("slot", 1 << 30, slot_size),)
     span = Workload(regions, (Stream(),)).span("slot")
-    stream = Stream(Pattern.LOOP, span, pages_per_second=pages_per_second)
-    workload = Workload(regions, (stream,) * 2)
+    parts = span.split(2) if apart else (span, span)
+    streams = (Stream(Pattern.LOOP, part, pages_per_second=pages_per_second) for part in parts)
+    workload = Workload(regions, tuple(streams))
     with UnnamedFile("ram", 4 * MIB) as ram, UnnamedFile("slot", slot_size) as slot:
         device = SlotDevice(MemoryBackend("slot", slot), PciAddress(4))
         description = MachineDescription(
@@ -39,6 +45,7 @@ async def running(
             fw_cfg=workload.fw_cfg(1_000_000_000),
             incoming="defer" if destination else None,
             paused=destination,
+            trace=trace,
             extra=extra,
         )
         async with await Machine.start(qemu, description) as machine:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.errors import QemuUnsuitableError
+from qemu_ring.guest import image_bytes
 from qemu_ring.machine import (
     Accelerator,
     Device,
@@ -46,11 +47,11 @@ ELSEWHERE = 10 << 30
 
 @asynccontextmanager
 async def running(
-    qemu: Path, *, device: bool = True, incoming: bool = False
+    qemu: Path, *, device: bool = True, incoming: bool = False, cpu: str | None = None
 ) -> AsyncIterator[Machine]:
-    """A guest that runs nothing, with the device."""
+    """A guest that runs nothing, with the device; it has a vCPU if that is named."""
     with ExitStack() as files:
-        sizes = {"ram": MIB, "a": SLOT.size, "b": HELPER.size}
+        sizes = {"ram": 4 * MIB, "a": SLOT.size, "b": HELPER.size}
         ram, *backends = (
             MemoryBackend(name, files.enter_context(UnnamedFile(name, size)))
             for name, size in sizes.items()
@@ -59,7 +60,10 @@ async def running(
         description = MachineDescription(
             accelerator=Accelerator("kvm"),
             memory=ram,
-            machine="none",
+            machine="pc" if cpu else "none",
+            cpu=cpu,
+            firmware=image_bytes() if cpu else None,
+            paused=True,
             backends=tuple(backends),
             devices=devices,
             incoming="defer" if incoming else None,
@@ -135,6 +139,9 @@ async def test_what_is_refused_changes_nothing(patched_qemu: Path) -> None:
             (Window(BASE + 1, "a", 0, MIB), "multiples of the page size"),
             (Window(BASE, "a", 0, 8 * MIB), "does not fit"),
             (Window(BASE, "a", 4 * MIB, MIB), "beyond backend 'a'"),
+            (Window((64 << 30) - MIB, "a", 0, 2 * MIB), "end of the guest's physical"),
+            (Window(1 << 60, "a", 0, MIB), "end of the guest's physical"),
+            (Window(-MIB % (1 << 64), "a", 0, MIB), "end of the guest's physical"),
         ):
             with pytest.raises(CommandError, match=message):
                 await device.map(Layout(), Layout((wrong,)))
@@ -158,6 +165,22 @@ async def test_layout_arrives_with_the_guest(patched_qemu: Path) -> None:
             await slots(source.monitor)
         )
         assert [slot.read_only for slot in await slots(destination.monitor)] == [False, True]
+
+
+async def test_layout_that_the_destination_cannot_map_is_refused(patched_qemu: Path) -> None:
+    """It is checked like one of a user's, instead of asking KVM for what makes QEMU abort."""
+    async with (
+        running(patched_qemu, cpu="qemu64,phys-bits=40") as source,
+        running(patched_qemu, cpu="qemu64,phys-bits=36", incoming=True) as destination,
+        HeldPrecopy(source, destination) as migration,
+    ):
+        await MemslotTestdev(source.monitor).map(Layout((SLOT.at(1 << 38),)))
+        with destination.monitor.events("MIGRATION") as events:
+            with pytest.raises(EndedEarlyError):  # nothing keeps it open
+                await migration.hold()
+            await events.wait(lambda event: event.data["status"] == "failed", timeout=10)
+        assert "end of the guest's physical addresses" in destination.text("output")
+        assert not await slots(destination.monitor)
 
 
 def test_example_of_the_documentation_runs(patched_qemu: Path) -> None:

@@ -1,0 +1,159 @@
+"""What the flush policies count, and the order in which they work, by the test device.
+
+The two vCPUs write to a half of one region each, over which windows come and go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.machine import Machine
+from qemu_ring.memslot import (
+    FlushPolicy,
+    FlushStatistics,
+    Layout,
+    MemslotTestdev,
+    Window,
+    query_flush,
+    set_flush_policy,
+)
+from qemu_ring.qmp import Monitor, commands
+from tests.kvm.patched.guest import running
+from tests.kvm.patched.wait import log_dirty_pages
+
+pytestmark = pytest.mark.ring
+
+MIB = 1 << 20
+WRITTEN = Window(1 << 30, "w", 0, 64 * MIB)
+HALVES = (WRITTEN.part(0, 32 * MIB), WRITTEN.part(32 * MIB, 32 * MIB))
+UNTOUCHED = WRITTEN.at(8 << 30)
+NOTHING = Layout()
+# Short enough for pages to be left that were not written since a window came, and so are clean.
+PAUSE = 0.002  # seconds; for the guest to write something
+MAX_TRIES = 1000
+LOSSLESS = [FlushPolicy.QUIESCE, FlushPolicy.READ_ONLY, FlushPolicy.TOMBSTONE]
+
+
+@asynccontextmanager
+async def written_to(
+    qemu: Path, policy: FlushPolicy, *trace: str
+) -> AsyncIterator[tuple[Machine, MemslotTestdev]]:
+    """A guest with the device, which maps nothing yet; dirty pages are logged."""
+    backend = ("-object", "memory-backend-ram,id=w,size=64M")
+    device = ("-device", '{"driver":"memslot-testdev","memdevs":["w"]}')
+    guest = running(
+        qemu,
+        *(*backend, *device),
+        slot_size=WRITTEN.size,
+        apart=True,
+        trace=trace,
+    )
+    async with guest as (machine, _):
+        await set_flush_policy(machine.monitor, policy)
+        await log_dirty_pages(machine.monitor)
+        yield machine, MemslotTestdev(machine.monitor)
+
+
+async def statistics(monitor: Monitor, policy: FlushPolicy) -> FlushStatistics:
+    return (await query_flush(monitor)).of(policy)
+
+
+@pytest.mark.parametrize("policy", [FlushPolicy.QUIESCE, FlushPolicy.TOMBSTONE])
+async def test_late_pages_are_told_for_each_slot_of_a_transaction(
+    patched_qemu: Path, policy: FlushPolicy
+) -> None:
+    """Those of the second are not counted as the first one's harvest."""
+    late = dict.fromkeys((half.address for half in HALVES), 0)
+    async with written_to(patched_qemu, policy) as (machine, device):
+        monitor = machine.monitor
+        await commands.set_parameters(monitor, max_bandwidth=256 << 10)  # it never ends
+        await commands.migrate(monitor, "exec:cat > /dev/null")
+        with monitor.events("X_MEMSLOT_FLUSH") as events:
+            for _ in range(MAX_TRIES):
+                await device.map(Layout(HALVES), NOTHING, pause_seconds=PAUSE)
+                for _ in HALVES:
+                    event = await events.wait(timeout=10)
+                    assert event.data["pages-late"] <= event.data["pages"]
+                    late[event.data["address"]] += event.data["pages-late"]
+                if all(late.values()):
+                    break
+        assert all(late.values()), late
+        await commands.migrate_cancel(monitor)
+
+
+@pytest.mark.parametrize("policy", LOSSLESS)
+async def test_no_page_is_late_where_best_effort_holds_the_vcpus_too(
+    patched_qemu: Path, policy: FlushPolicy
+) -> None:
+    async with written_to(patched_qemu, policy) as (machine, device):
+        monitor = machine.monitor
+        await device.map(Layout((WRITTEN,)))
+        await device.map(Layout((HALVES[0],)), Layout((WRITTEN,)), repeat=50, pause_seconds=PAUSE)
+        stats = await statistics(monitor, policy)
+        assert (stats.removals, stats.holds) == (100, 100)
+        assert stats.pages_harvested > 0
+        assert stats.pages_late == 0
+
+
+async def test_writes_are_trapped_where_the_slot_was(patched_qemu: Path) -> None:
+    policy = FlushPolicy.READ_ONLY
+    async with written_to(patched_qemu, policy) as (machine, device):
+        monitor = machine.monitor
+        # The vCPUs write to where nothing is, all the time
+        await device.map(Layout((UNTOUCHED,)), NOTHING, repeat=100, pause_seconds=0.0005)
+        stats = await statistics(monitor, policy)
+        assert (stats.removals, stats.writes_trapped) == (100, 0)
+        for _ in range(MAX_TRIES):
+            await device.map(Layout((WRITTEN,)), NOTHING, repeat=10, pause_seconds=PAUSE)
+            if (await statistics(monitor, policy)).writes_trapped:
+                return
+    pytest.fail("no write was trapped")
+
+
+@pytest.mark.parametrize("policy", LOSSLESS)
+async def test_nobody_is_held_for_a_slot_that_is_read_only(
+    patched_qemu: Path, policy: FlushPolicy
+) -> None:
+    async with written_to(patched_qemu, policy) as (machine, device):
+        monitor = machine.monitor
+        rom = Layout((WRITTEN,), frozenset({"w"}))
+        await device.map(rom, NOTHING, repeat=10, pause_seconds=PAUSE)
+        stats = await statistics(monitor, policy)
+        assert (stats.removals, stats.holds, stats.pages_late) == (10, 0, 0)
+
+
+# What is traced of one removal, from its transaction on, a letter an event.
+LETTERS = {
+    "kvm_memslot_transaction": "t",
+    "kvm_dirty_ring_reap_vcpu": "r",
+    "kvm_memslot_hold_begin": "h",
+    "kvm_memslot_hold_end": "e",
+    "kvm_memslot_flush": "f",
+    "kvm_set_user_memory": "s",
+}
+ORDERS = {
+    FlushPolicy.BEST_EFFORT: "tfrrs",  # as it always was: harvest, then remove
+    FlushPolicy.QUIESCE: "trrhfrrse",
+    FlushPolicy.READ_ONLY: "tfrrhserrs",
+    FlushPolicy.TOMBSTONE: "tfrrsrr",
+}
+
+
+@pytest.mark.parametrize("policy", ORDERS)
+async def test_order_of_a_removal(patched_qemu: Path, policy: FlushPolicy) -> None:
+    async with written_to(patched_qemu, policy, *LETTERS) as (machine, device):
+        await device.map(Layout((WRITTEN,)))
+        await commands.stop(machine.monitor)  # no ring gets full and is reaped by its vCPU
+        before = len(machine.text("log"))
+        await device.map(NOTHING)
+        lines = machine.text("log")[before:]
+    events = "".join(LETTERS[name] for name in re.findall(r"^(?:\S+:)?(\w+) ", lines, re.MULTILINE))
+    # Not what the other vCPUs' address spaces and the reaper thread do around it
+    assert ORDERS[policy] in events, lines
+    if policy is FlushPolicy.QUIESCE:
+        assert re.search(r"kvm_memslot_hold_end held for [1-9]\d* ns", lines)
