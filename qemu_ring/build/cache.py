@@ -24,6 +24,7 @@ from pathlib import Path
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.build.options import BuiltQemu, Manifest
+from qemu_ring.build.process import remove
 from qemu_ring.build.source import Source
 from qemu_ring.errors import DeadlineError, HostError
 
@@ -147,12 +148,13 @@ class Cache:
 
     async def tidy(self) -> None:
         """Remove what a killed build left, unless a build runs."""
-        if not any((self.root / "work").glob("*")):
+        left = list((self.root / "work").glob("*"))
+        if not left:
             return
         fd = self._open_lock()
         try:
             if _try_lock(fd):
-                await _remove(self.root / "work")
+                await remove(left)
         finally:
             os.close(fd)
 
@@ -163,13 +165,13 @@ class Cache:
         What a killed build left is removed first.
         """
         top = self.root / "work"
-        await _remove(top)
+        await remove(top.glob("*"))
         top.mkdir(exist_ok=True)
         place = Path(tempfile.mkdtemp(dir=top))
         try:
             yield place
         finally:
-            await _remove(place)
+            await remove([place])
 
 
 def _default_root() -> Path:
@@ -195,12 +197,6 @@ def _try_lock(fd: int) -> bool:
             hint="set XDG_CACHE_HOME to a directory on a local file system",
         ) from error
     return True
-
-
-async def _remove(directory: Path) -> None:
-    """Remove a directory; to be cancelled does not keep it from being removed."""
-    removed = asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-    await asyncio.shield(asyncio.ensure_future(removed))
 
 
 def _sync(path: Path) -> None:

@@ -7,14 +7,15 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.build.errors import BuildError
 
-__all__ = ["Runner", "clean_environment", "output_of"]
+__all__ = ["Runner", "clean_environment", "output_of", "remove"]
 
 # The shell leads a process group of its own. When it is asked to end, by us or (setpriv)
 # by the kernel because we are gone, it asks the whole group, so that ninja can end its
@@ -25,7 +26,8 @@ trap 'trap "" TERM; kill -TERM 0; wait; exit 143' TERM
 "$@" & wait $!"""
 
 _POLL = 0.1  # seconds between two looks at a log
-_STOP_DEADLINE = 5.0  # seconds
+_STOP_DEADLINE = 1.5  # seconds
+_REMOVE_PATIENCE = 1.0  # seconds: a source and what was compiled of it are 50,000 files
 
 # What would make a build differ without the cache's key showing it.
 _LEFT_OUT = re.compile(
@@ -70,6 +72,41 @@ async def output_of(*arguments: str, timeout: float = 30.0) -> str | None:
             process.kill()
             await asyncio.shield(asyncio.ensure_future(process.wait()))
     return out.decode(errors="replace") if process.returncode == 0 else None
+
+
+async def remove(paths: Iterable[Path], *, patience: float = _REMOVE_PATIENCE) -> None:
+    """Remove files and directories; they are removed even if this is cancelled.
+
+    What takes longer than `patience` seconds goes on by itself, even when this process has
+    ended: nobody has to wait for it. That something cannot be removed is no error.
+    """
+    named = [str(path) for path in paths]
+    if not named:
+        return
+    reader, writer = os.pipe()
+    try:
+        # The shell ends at once; its child has the pipe's other end until it is done.
+        subprocess.run(  # noqa: ASYNC221 - some milliseconds, which nothing may come between
+            ("sh", "-c", 'rm -rf -- "$@" &', "sh", *named),  # noqa: S607
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(reader, done.set)
+    try:
+        async with deadline(patience):
+            await done.wait()
+    except TimeoutError:
+        pass
+    finally:
+        loop.remove_reader(reader)
+        os.close(reader)
 
 
 class Runner:

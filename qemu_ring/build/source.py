@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import re
+import shlex
 import stat
 import threading
 from collections.abc import Callable
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 _TARBALL = re.compile(r".*\.tar(\.\w+)?|.*\.t[gbx]z2?")
 _HINT = "name an unpacked QEMU source or a tarball of one"
+# Those that a build as ours needs; a release tarball holds them, a git clone does not.
+_SUBPROJECTS = ("keycodemapdb", "berkeley-softfloat-3", "berkeley-testfloat-3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,13 @@ async def find_source(path: Path) -> Source:
     """Look at a source of the user's.
 
     Raises:
-        UsageError: it is no QEMU source, or cannot be read.
+        UsageError: it is no QEMU source, cannot be read, or lacks subprojects.
     """
 
     def look(stop: threading.Event) -> Source:
         if path.is_dir():
             qemu_version(path)
+            _require_subprojects(path)
             return Source(path, _tree_sha256(path, stop))
         if not path.exists():
             raise UsageError(f"{path} does not exist", hint=_HINT)
@@ -80,7 +84,7 @@ async def unpack(source: Source, into: Path, runner: Runner) -> Path:
     A directory is only read. A tarball goes through tar(1), which can be stopped.
 
     Raises:
-        UsageError: it is no QEMU source.
+        UsageError: it is no QEMU source, or lacks subprojects.
         BuildError: it could not be unpacked, or is not any more what it was when looked at.
     """
     path, tree = source.path, into / "qemu"
@@ -103,7 +107,26 @@ def _unpacked(into: Path, tarball: Path) -> Path:
         qemu_version(inside)
     except (ValueError, UsageError):
         raise UsageError(f"{tarball} holds no QEMU source", hint=_HINT) from None
+    _require_subprojects(inside, tarball)
     return inside
+
+
+def _require_subprojects(tree: Path, tarball: Path | None = None) -> None:
+    """Check that a source holds what QEMU would else download while it is configured."""
+    projects = tree / "subprojects"
+    missing = [
+        name
+        for name in _SUBPROJECTS
+        if (projects / f"{name}.wrap").exists() and not (projects / name / "meson.build").exists()
+    ]
+    if not missing:
+        return
+    names = " ".join(missing)
+    download = f"run: (cd {shlex.quote(str(tree))} && meson subprojects download {names})"
+    raise UsageError(
+        f"{tarball or tree} lacks the subprojects {', '.join(missing)}, as a git clone does",
+        hint="name a release tarball, which holds them" if tarball else download,
+    )
 
 
 async def in_thread(function: Callable[[threading.Event], T]) -> T:

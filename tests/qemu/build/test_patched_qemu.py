@@ -127,8 +127,8 @@ def test_ended_while_it_compiles(
         finally:
             process.kill()
     if number != signal.SIGKILL:
-        assert list(mine.glob("work/*")) == []
         assert _processes_in(mine) == {}
+        await_condition("its files are removed", lambda: not list(mine.glob("work/*")))
     await_condition("all that it started is gone", lambda: _processes_in(mine) == {})
     assert list(mine.glob("builds/*")) == []
 

@@ -353,3 +353,31 @@ async def test_cache_that_cannot_be_written(options: BuildOptions, tmp_path: Pat
 def test_no_jobs() -> None:
     with pytest.raises(UsageError, match="--jobs is at least 1"):
         BuildOptions(jobs=0)
+
+
+def clone(tree: Path) -> None:
+    """Leave a source as a git clone has it: it names two subprojects, and holds one."""
+    for name in ("keycodemapdb", "berkeley-softfloat-3"):
+        (tree / "subprojects" / name).mkdir(parents=True)
+        (tree / f"subprojects/{name}.wrap").write_text("[wrap-git]\n")
+    (tree / "subprojects/keycodemapdb/meson.build").touch()
+
+
+async def test_clone_without_its_subprojects(options: BuildOptions, tree: Path) -> None:
+    clone(tree)
+    with pytest.raises(UsageError, match=r"lacks the subprojects berkeley-softfloat-3, as") as told:
+        await build_qemu(options)
+    assert told.value.hint == f"run: (cd {tree} && meson subprojects download berkeley-softfloat-3)"
+    assert list(cache_of(options).glob("logs/*")) == []  # nothing was begun
+    (tree / "subprojects/berkeley-softfloat-3/meson.build").touch()
+    assert says(await build_qemu(options)) == "QEMU emulator version 10.0.5, patched\n"
+
+
+async def test_tarball_of_a_clone(options: BuildOptions, tree: Path, tmp_path: Path) -> None:
+    clone(tree)
+    tarball = tmp_path / "qemu.tar.gz"
+    with tarfile.open(tarball, "w:gz") as file:
+        file.add(tree, "qemu-10.0.5")
+    with pytest.raises(UsageError, match=r"qemu\.tar\.gz lacks the subprojects") as told:
+        await build_qemu(replace(options, source=tarball))
+    assert told.value.hint == "name a release tarball, which holds them"

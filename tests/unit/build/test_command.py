@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["--source", "/no/such/source"], ["/no/such/source does not exist", "tarball"]),
         (["--source", "/etc"], ["/etc is no QEMU source"]),
-        (["--jobs", "0"], ["--jobs is at least 1"]),
+        (["--jobs", "0"], ["'--jobs'", "use 1 to 1024"]),
         (["--jobs", "many"], ["many", "integer"]),
     ],
 )
@@ -60,7 +60,9 @@ def test_it_says_that_it_waits(cache: Path, tree: Path, programs: Path) -> None:
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert err == "qemu-ring: ended by SIGINT; everything started was stopped\n"
+    assert err == (
+        "qemu-ring: stopping\nqemu-ring: ended by SIGINT; everything started was stopped\n"
+    )
 
 
 def test_nothing_is_built_yet(cache: Path) -> None:

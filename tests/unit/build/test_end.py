@@ -91,9 +91,10 @@ def processes_of(options: BuildOptions) -> list[str]:
 
 
 def assert_nothing_stays(options: BuildOptions) -> None:
-    assert options.cache is not None
-    assert list(options.cache.glob("work/*")) == []
-    assert list(options.cache.glob("builds/*")) == []
+    cache = options.cache
+    assert cache is not None
+    await_condition("its files are removed", lambda: not list(cache.glob("work/*")))
+    assert list(cache.glob("builds/*")) == []
 
 
 async def test_second_build_waits_for_the_first_and_takes_what_it_made(
