@@ -71,17 +71,28 @@ async def build_qemu(
 def built_binary() -> Path | None:
     """The newest QEMU in the cache with the patches of this package, built without --debug.
 
-    It takes milliseconds, starts nothing and raises nothing.
+    One with the options of today goes before those with others, which another version of this
+    package may have built. It takes milliseconds, starts nothing and raises nothing.
     """
     try:
         patches = {series.sha256 for series in Patches.load().series.values()}
         cache = Cache()
     except (HostError, OSError):
         return None
-    built = cache.newest(
-        lambda made: made.patches_sha256 in patches and not made.debug and made.libc == libc()
-    )
+
+    def usable(made: Manifest) -> bool:
+        return made.patches_sha256 in patches and not made.debug and made.libc == libc()
+
+    def of_today(made: Manifest) -> bool:
+        return usable(made) and made.configure == [*CONFIGURE, _package(made.patches_sha256)]
+
+    built = cache.newest(of_today) or cache.newest(usable)
     return None if built is None else built.path
+
+
+def _package(patches_sha256: str) -> str:
+    """An option by which `--version` and `query-version` tell that it is patched, and how."""
+    return f"--with-pkgversion=qemu-ring {patches_sha256[:12]}"
 
 
 class _Build:
@@ -190,9 +201,11 @@ class _Build:
         return binary
 
     def _configure(self, series: Series) -> list[str]:
-        # `--version` and `query-version` then tell that it is patched, and how.
-        package = f"--with-pkgversion=qemu-ring {series.sha256[:12]}"
-        return [*CONFIGURE, package, *(["--enable-debug"] if self.options.debug else [])]
+        return [
+            *CONFIGURE,
+            _package(series.sha256),
+            *(["--enable-debug"] if self.options.debug else []),
+        ]
 
     def _parts(self, source: Source, series: Series) -> list[str]:
         """What a build is made of; one that differs in any of it is another."""

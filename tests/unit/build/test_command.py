@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qemu_ring.build import built_binary
+from qemu_ring.build import Manifest, built_binary
+from qemu_ring.build.patches import Patches
+from qemu_ring.build.run import CONFIGURE
 
 COMMAND = [sys.executable, "-m", "qemu_ring.cli.main", "build"]
 
@@ -76,3 +79,40 @@ def test_relative_cache_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert built_binary() is None
+
+
+def publish(cache: Path, key: str, *, configure: list[str], built: float) -> Path:
+    """A build in the cache, by this package's patches."""
+    series = Patches.load().series["10.0"]
+    place = cache / "builds" / key
+    place.mkdir(parents=True)
+    path = place / "qemu-system-x86_64"
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    manifest = Manifest(
+        version="10.0.13",
+        source="a",
+        source_sha256="b",
+        series=series.version,
+        patches=[patch.name for patch in series.patches],
+        patches_sha256=series.sha256,
+        configure=configure,
+        debug=False,
+        compiler="cc",
+        libc=os.confstr("CS_GNU_LIBC_VERSION") or "",
+        sha256="c",
+        size=path.stat().st_size,
+        built=built,
+        seconds=1.0,
+    )
+    (place / "manifest.json").write_text(manifest.dump())
+    return path
+
+
+def test_build_with_the_options_of_today_goes_before_a_newer_one(cache: Path) -> None:
+    """Another checkout, of another version, may have built since."""
+    package = f"--with-pkgversion=qemu-ring {Patches.load().series['10.0'].sha256[:12]}"
+    other = publish(cache, "other", configure=["--enable-kvm", package], built=2.0)
+    assert built_binary() == other
+    ours = publish(cache, "ours", configure=[*CONFIGURE, package], built=1.0)
+    assert built_binary() == ours
