@@ -37,4 +37,6 @@ def rings(socket: str, as_json: bool) -> int:
         share = f"{ring.fill / found.size:.0%}"
         table.add_row(str(ring.cpu_index), str(ring.fill), share, str(ring.reaped), str(ring.full))
     console.print(table)
+    if found.reset_failures:
+        console.print(f"KVM failed to reset them {found.reset_failures:,} times.")
     return 0
