@@ -16,6 +16,7 @@ from qemu_ring.machine.leftovers import Leftovers, new_folder_name
 from qemu_ring.machine.machine import Machine
 from qemu_ring.machine.memory import UnnamedFile, require_space
 from qemu_ring.machine.named_socket import named_socket
+from qemu_ring.machine.peer import RunningBinary, credentials, serving_binary, serving_process
 
 __all__ = [
     "Accelerator",
@@ -33,7 +34,9 @@ __all__ = [
     "MachineError",
     "MemoryBackend",
     "QemuBinary",
+    "RunningBinary",
     "UnnamedFile",
+    "credentials",
     "diagnose",
     "find_qemu",
     "named_socket",
@@ -43,4 +46,6 @@ __all__ = [
     "probe_qemu",
     "require_memory",
     "require_space",
+    "serving_binary",
+    "serving_process",
 ]

@@ -18,7 +18,7 @@ from qemu_ring.machine.machine import last_lines
 from qemu_ring.machine.process import ChildProcess
 from qemu_ring.qmp import CommandError, Monitor, PropertyInfo, QmpError, commands
 
-__all__ = ["QemuBinary", "find_qemu", "probe_qemu"]
+__all__ = ["QemuBinary", "find_qemu", "probe_qemu", "sha256_of"]
 
 _NAME = "qemu-system-x86_64"
 _File = tuple[Path, int, int, int, int]
@@ -196,8 +196,7 @@ async def _probe(path: Path, timeout: float) -> QemuBinary:
             f"{path} is no usable QEMU: {why}", hint=f"name a {_NAME} binary with --qemu"
         ) from error
     finally:
-        await process.stop()
-        process.close()
+        await process.end()
 
 
 async def _ask(monitor: Monitor, path: Path) -> QemuBinary:
@@ -216,7 +215,7 @@ async def _ask(monitor: Monitor, path: Path) -> QemuBinary:
     return QemuBinary(
         path=path,
         version=f"{version} ({monitor.package})" if monitor.package else version,
-        sha256=await asyncio.to_thread(_sha256, path),
+        sha256=await asyncio.to_thread(sha256_of, path),
         kvm=bool(accelerator),
         ring_property=ring,
         flush_policies="memslot-flush" in accelerator,
@@ -234,7 +233,8 @@ async def _names(properties: Awaitable[list[PropertyInfo]]) -> frozenset[str]:
         return frozenset()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The digest of a file, hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)

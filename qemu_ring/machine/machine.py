@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ __all__ = ["Machine"]
 _LAST_LINES = 3
 _NOTICE_SECONDS = 0.3
 _TEXTS = ("output", "log", "serial")
+_log = logging.getLogger(__name__)
 
 
 class Machine:
@@ -42,6 +44,7 @@ class Machine:
         name: what messages call it.
         monitor: its QMP session.
         description: what it was started from; None if attached.
+        unsaved: why logs that were to be kept could not be written, in words; empty if they were.
     """
 
     def __init__(
@@ -57,9 +60,11 @@ class Machine:
         self.name = name
         self.monitor = monitor
         self.description = description
+        self.unsaved = ""
         self._process = process
         self._logs = logs or {}
         self._log_directory = log_directory
+        self._closing = asyncio.Lock()
         self._kept: dict[str, str] | None = None  # texts, once the files are closed
 
     @classmethod
@@ -105,11 +110,11 @@ class Machine:
                 monitor = await Monitor.connect(ours, name=name, timeout=timeout)
             except BaseException as error:
                 # A monitor that closed says that QEMU is ending; stop() reaps it.
-                text = process.output()
-                ended_itself = isinstance(error, ConnectError) and await _ends(process)
-                await process.stop()
-                text = process.output() or text
-                process.close()
+                ended_itself = False
+                try:
+                    ended_itself = isinstance(error, ConnectError) and await _ends(process)
+                finally:
+                    text = await process.end()
                 if not isinstance(error, ConnectError):
                     raise
                 how = _how(process.returncode) if ended_itself else "its monitor did not answer"
@@ -219,25 +224,39 @@ class Machine:
         self._process.kill()
 
     async def close(self) -> None:
-        """Disconnect, and stop the QEMU if it was started here; safe to call again."""
+        """Disconnect, and stop the QEMU if it was started here; safe to call again.
+
+        Logs that cannot be written are no error, but told of in `unsaved`, and logged.
+        """
         try:
             await self.monitor.close()
         finally:
-            if self._process is not None and self._kept is None:
-                await self._process.stop()
-                self._kept = {kind: self.text(kind) for kind in _TEXTS}
-                self._process.close()
-                for file in self._logs.values():
-                    file.close()
-                if self._log_directory is not None:
-                    await self._save_logs(self._log_directory)
+            if self._process is not None:
+                async with self._closing:
+                    if self._kept is None:
+                        await self._end(self._process)
+
+    async def _end(self, process: ChildProcess) -> None:
+        try:
+            await process.stop()
+        finally:
+            self._kept = {kind: self.text(kind) for kind in _TEXTS}
+            process.close()
+            for file in self._logs.values():
+                file.close()
+            if self._log_directory is not None:
+                await self._save_logs(self._log_directory)
 
     async def _save_logs(self, directory: Path) -> None:
         for kind in _TEXTS:
             # Appended to, because several machines may share a name.
             path = directory / f"{self.name}.{kind}"
-            async with aiofiles.open(path, "a", encoding="utf-8") as file:
-                await file.write(self.text(kind))
+            try:
+                async with aiofiles.open(path, "a", encoding="utf-8") as file:
+                    await file.write(self.text(kind))
+            except OSError as error:
+                self.unsaved = f"{path}: {error.strerror or error}"
+                _log.warning("%s: a log was not kept: %s", self.name, self.unsaved)
 
 
 def last_lines(text: str, count: int = _LAST_LINES) -> str:

@@ -70,7 +70,13 @@ class ChildProcess:
         except BaseException:
             output.close()
             raise
-        return cls(process, output)
+        try:
+            return cls(process, output)
+        except BaseException:  # no descriptor is left to watch it by
+            process.kill()
+            process.wait()
+            output.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -122,6 +128,15 @@ class ChildProcess:
                 cancelled = error
         if cancelled is not None:
             raise cancelled
+
+    async def end(self) -> str:
+        """Stop it and let go of its output, even when cancelled; returns what it wrote."""
+        try:
+            await self.stop()
+        finally:
+            text = self.output()
+            self.close()
+        return text
 
     def close(self) -> None:
         """Let go of its output."""

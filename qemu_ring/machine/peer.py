@@ -1,0 +1,101 @@
+"""Which process is at the other end of a unix socket, and which QEMU it is."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from qemu_ring.machine.binary import sha256_of
+
+__all__ = ["RunningBinary", "credentials", "serving_binary", "serving_process"]
+
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group
+_CONNECTED = "03"  # SS_CONNECTED
+
+
+class _Socket(Protocol):
+    def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunningBinary:
+    """The binary of a process.
+
+    Args:
+        path: where it was started from; another file may be there by now.
+        sha256: of the very one that runs, hex.
+    """
+
+    path: Path
+    sha256: str
+
+
+def credentials(peer: _Socket) -> tuple[int, int, int]:
+    """Process, user and group at the other end: of a server, whoever was last to listen."""
+    pid, uid, gid = _CREDENTIALS.unpack(
+        peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return pid, uid, gid
+
+
+async def serving_binary(client: socket.socket) -> RunningBinary | None:
+    """What program answers on a connected unix socket; None if that cannot be known.
+
+    That is so on TCP, and for another user's process.
+    """
+    try:
+        pid = serving_process(client)
+        return None if pid is None else await asyncio.to_thread(_binary, pid)
+    except OSError:
+        return None
+
+
+def _binary(pid: int) -> RunningBinary:
+    program = Path(f"/proc/{pid}/exe")
+    return RunningBinary(program.readlink(), sha256_of(program))
+
+
+def serving_process(client: socket.socket) -> int | None:
+    """The process that holds the other end of a connected unix socket; None if that is not known.
+
+    Whoever listens need not be who answers: a socket may be inherited, and both may listen.
+    """
+    if client.family != socket.AF_UNIX:
+        return None
+    listener = credentials(client)[0]
+    ends = _accepted(client.getpeername())
+    holders = [pid for pid in (listener, *_children(listener)) if ends & _sockets(pid)]
+    return holders[0] if len(holders) == 1 else None
+
+
+def _accepted(name: str | bytes) -> set[str]:
+    """The connections that were accepted on a socket with this name, as /proc/PID/fd shows them."""
+    found = set()
+    with Path("/proc/net/unix").open(encoding="utf-8", errors="replace") as sockets:
+        for line in sockets:
+            fields = line.rstrip("\n").split(maxsplit=7)
+            if len(fields) == 8 and fields[5] == _CONNECTED and fields[7] == name:
+                found.add(f"socket:[{fields[6]}]")
+    return found
+
+
+def _sockets(pid: int) -> set[str]:
+    found = set()
+    with suppress(OSError):  # it has ended, or is another user's
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.add(str(link.readlink()))
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
