@@ -136,6 +136,7 @@ from .migration import (
     Xbzrle as Xbzrle,
     ZeroPage as ZeroPage,
     firmware_writes as firmware_writes,
+    recover_postcopy as recover_postcopy,
     restore as restore,
     toggle as toggle,
 )

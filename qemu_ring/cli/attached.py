@@ -2,21 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import socket as sockets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import TypeVar
 
 import click
 
 from qemu_ring.cli.running import run
-from qemu_ring.machine import Machine, probe_host
-from qemu_ring.qmp import Monitor
+from qemu_ring.machine import (
+    Machine,
+    RunningBinary,
+    probe_host,
+    serving_binary,
+    serving_process,
+)
+from qemu_ring.qmp import Address, ConnectError, Monitor, parse_address
 
-__all__ = ["ask", "document", "json_option", "socket_argument"]
+__all__ = ["Attached", "ask", "attached", "document", "json_option", "socket_argument"]
 
 T = TypeVar("T")
 
 socket_argument = click.argument("socket", metavar="SOCKET")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A guest that runs, and what is known of its QEMU.
+
+    Args:
+        machine: to ask and to drive.
+        process: QEMU's id; None where that is not known, as by TCP.
+        qemu: for a JSON document.
+    """
+
+    machine: Machine
+    process: int | None
+    qemu: dict[str, object]
+
+
+@asynccontextmanager
+async def attached(where: str, name: str | None = None) -> AsyncIterator[Attached]:
+    """Attach to the monitor at a path or HOST:PORT, and leave it.
+
+    Args:
+        where: so the user named it.
+        name: what to call the guest in errors; None for `where`.
+    """
+    address = await _connected(where)
+    try:
+        machine = await Machine.attach(address, name=name or where)
+    except ConnectError as error:
+        message = error.message.removeprefix(f"{where}: ").replace("a given socket", where)
+        told = ConnectError(message, hint=error.hint)
+        told.exit_status = error.exit_status
+        raise told from error
+    async with machine:
+        binary = process = None
+        if isinstance(address, sockets.socket):
+            binary = await serving_binary(address)
+            with suppress(OSError):
+                process = await asyncio.to_thread(serving_process, address)
+        yield Attached(machine, process, await _qemu_behind(machine.monitor, binary))
 
 
 def ask(socket: str, question: Callable[[Monitor], Awaitable[T]]) -> tuple[T, dict[str, object]]:
@@ -26,16 +76,40 @@ def ask(socket: str, question: Callable[[Monitor], Awaitable[T]]) -> tuple[T, di
         the answer, and what QEMU it was.
     """
 
-    async def attached() -> tuple[T, dict[str, object]]:
-        host, colon, port = socket.rpartition(":")
-        tcp = colon and port.isdecimal() and "/" not in socket
-        address = (host, int(port)) if tcp else socket
-        async with await Machine.attach(address, name=socket) as machine:
-            version = ".".join(map(str, machine.monitor.version))
-            qemu = {"version": version, "package": machine.monitor.package, "patched": True}
-            return await question(machine.monitor), qemu
+    async def answered() -> tuple[T, dict[str, object]]:
+        async with attached(socket) as guest:
+            return await question(guest.machine.monitor), guest.qemu
 
-    return run(attached())
+    return run(answered())
+
+
+async def _qemu_behind(monitor: Monitor, binary: RunningBinary | None = None) -> dict[str, object]:
+    """What QEMU a monitor is of, for a JSON document; its path and digest are null if unknown."""
+    return {
+        "path": None if binary is None else str(binary.path),
+        "version": ".".join(map(str, monitor.version)),
+        "package": monitor.package,
+        "patched": (await monitor.schema()).has_command("x-query-memslot-flush"),
+        "sha256": None if binary is None else binary.sha256,
+    }
+
+
+async def _connected(where: str) -> Address:
+    """A unix socket that is connected; whatever else, or is none, is for the monitor to tell."""
+    address = parse_address(where)
+    if not isinstance(address, str):
+        return address
+    client = sockets.socket(sockets.AF_UNIX)
+    try:
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, address)
+    except OSError:
+        client.close()
+        return address
+    except BaseException:
+        client.close()
+        raise
+    return client
 
 
 def document(name: str, qemu: dict[str, object], **content: object) -> dict[str, object]:

@@ -7,9 +7,10 @@ import time
 
 import click
 
-from qemu_ring.cli.attached import ask, document, json_option, socket_argument
+from qemu_ring.cli.attached import Attached, attached, document, json_option, socket_argument
 from qemu_ring.cli.numbers import Number, Whole
 from qemu_ring.cli.output import print_json
+from qemu_ring.cli.running import run
 from qemu_ring.dirty import (
     MeasuredRate,
     RateMode,
@@ -19,9 +20,8 @@ from qemu_ring.dirty import (
     measure_dirty_rate,
     query_tracking,
 )
-from qemu_ring.qmp import Monitor
 
-__all__ = ["dirty_rate", "mib_per_second", "qemu_of"]
+__all__ = ["dirty_rate", "mib_per_second"]
 
 
 @click.command("dirty-rate")
@@ -64,11 +64,12 @@ def dirty_rate(
         mode=None if mode is None else RateMode(mode), seconds=seconds, sample_pages=sample_pages
     )
 
-    async def once(monitor: Monitor) -> None:
+    async def once(guest: Attached) -> None:
+        monitor = guest.machine.monitor
         tracking = await query_tracking(monitor)
         rate = await measure_dirty_rate(monitor, options)
         if as_json:
-            print_json(_document(rate, tracking, await qemu_of(monitor)))
+            print_json(_document(rate, tracking, guest.qemu))
         else:
             click.echo(f"tracking: {tracking}")
             click.echo(
@@ -77,28 +78,24 @@ def dirty_rate(
             for one in rate.vcpus:
                 click.echo(f"  vCPU {one.vcpu}: {mib_per_second(one.bytes_per_second)}")
 
-    async def again_and_again(monitor: Monitor) -> None:
-        tracking, qemu = await query_tracking(monitor), await qemu_of(monitor)
+    async def again_and_again(guest: Attached) -> None:
+        monitor = guest.machine.monitor
+        tracking = await query_tracking(monitor)
         async for rate in dirty_rates(monitor, options):
             if as_json:
-                click.echo(json.dumps(_document(rate, tracking, qemu)))
+                click.echo(json.dumps(_document(rate, tracking, guest.qemu)))
             else:
                 each = ", ".join(
                     f"vCPU {one.vcpu}: {mib_per_second(one.bytes_per_second)}" for one in rate.vcpus
                 )
                 click.echo(f"{time.strftime('%X')}  {_in_words(rate)}{each and f'  ({each})'}")
 
-    ask(socket, again_and_again if watch else once)
+    async def measured() -> None:
+        async with attached(socket) as guest:
+            await (again_and_again if watch else once)(guest)
+
+    run(measured())
     return 0
-
-
-async def qemu_of(monitor: Monitor) -> dict[str, object]:
-    """What QEMU a monitor is of, for the JSON document."""
-    return {
-        "version": ".".join(map(str, monitor.version)),
-        "package": monitor.package,
-        "patched": (await monitor.schema()).has_command("x-query-memslot-flush"),
-    }
 
 
 def mib_per_second(bytes_per_second: int) -> str:

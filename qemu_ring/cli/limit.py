@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qemu_ring.cli.attached import ask, document, json_option, socket_argument
-from qemu_ring.cli.dirty_rate import mib_per_second, qemu_of
+from qemu_ring.cli.dirty_rate import mib_per_second
 from qemu_ring.cli.numbers import Whole
 from qemu_ring.cli.output import notes, print_json
 from qemu_ring.dirty import (
@@ -121,13 +121,10 @@ def _run(
 ) -> RunningTracking:
     """Do it, print the limits then in force, and tell the guest's tracking."""
 
-    async def answer(
-        monitor: Monitor,
-    ) -> tuple[tuple[VcpuLimit, ...], RunningTracking, dict[str, object]]:
-        limits = await change(monitor)
-        return limits, await query_tracking(monitor), await qemu_of(monitor)
+    async def answer(monitor: Monitor) -> tuple[tuple[VcpuLimit, ...], RunningTracking]:
+        return await change(monitor), await query_tracking(monitor)
 
-    (limits, tracking, qemu), _ = ask(socket, answer)
+    (limits, tracking), qemu = ask(socket, answer)
     if as_json:
         listed = [one.as_dict() for one in limits]
         print_json(document("limit", qemu, tracking=tracking.as_dict(), limits=listed))

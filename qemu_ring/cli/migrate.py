@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from qemu_ring.cli.attached import document, json_option
+from qemu_ring.cli.attached import attached, document, json_option
 from qemu_ring.cli.migrate_plan import (
     plan_of,
     require_new_file,
@@ -26,20 +26,24 @@ from qemu_ring.cli.sizes import parse_size
 from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.machine import Machine
 from qemu_ring.migration import (
+    Aftermath,
     Compression,
+    GuestAt,
     Migration,
     MigrationPlan,
     MigrationResult,
     Sample,
     ZeroPage,
+    recover_postcopy,
     restore,
 )
 from qemu_ring.migration.blocks import opened_blocks
-from qemu_ring.qmp import commands, parse_address
+from qemu_ring.qmp import commands
 
 __all__ = ["migrate"]
 
 _SHOWN_ITERATIONS = 30
+_WHERE = (GuestAt.SOURCE, GuestAt.DESTINATION, GuestAt.NOWHERE)
 _MIB = 1 << 20
 _MEASURED_SECONDS = 1.0
 """Of a pass, from which on QEMU measures how fast the guest dirtied memory in it."""
@@ -108,6 +112,14 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
     "--abort-no-progress", type=COUNT, metavar="N", help="Cancel after N passes without progress."
 )
 @click.option("--verify", is_flag=True, help="Compare all memory before the guest goes on.")
+@click.option(
+    "--if-stale",
+    type=click.Choice([one.value for one in _WHERE]),
+    default=GuestAt.SOURCE.value,
+    show_default=True,
+    help="Where the guest goes on if --verify finds stale pages.",
+)
+@click.option("--recover", is_flag=True, help="Go on with a postcopy that lost its channel.")
 @click.option("--leave-paused", is_flag=True, help="Leave the guest paused at the destination.")
 @json_option
 def migrate(
@@ -116,6 +128,7 @@ def migrate(
     to_file: Path | None,
     from_file: Path | None,
     overwrite: bool,
+    recover: bool,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -146,6 +159,17 @@ def migrate(
         else:
             click.echo(f"restored from {words} in {seconds:.2f} s; the guest is {state}")
         return ExitStatus.GOOD
+    if recover:
+        if destination is None:
+            raise UsageError("--recover needs the DESTINATION where the guest runs")
+        aftermath, abouts = run(_recover(source, destination, plan))
+        if as_json:
+            found = asdict(aftermath) | {"guest_at": aftermath.guest_at.value}
+            content = {"destination_qemu": abouts[1], "aftermath": found}
+            print_json(document("recover", abouts[0], **content))
+        else:
+            click.echo(f"postcopy completed; {aftermath}")
+        return ExitStatus.GOOD
     with _progress() as show:
         outcome = run(_migrate(source, destination, plan, verify, show))
     if as_json:
@@ -171,23 +195,33 @@ async def _migrate(
     show: Callable[[Sample], None],
 ) -> _Outcome:
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(
-            await Machine.attach(parse_address(source), name="source")
-        )
-        second = None
+        sides = [await stack.enter_async_context(attached(source, "source"))]
         if destination is not None:
-            second = await stack.enter_async_context(
-                await Machine.attach(parse_address(destination), name="destination")
-            )
-        await _require_idle(first)
-        about = [await _about(machine) for machine in (first, second) if machine is not None]
+            sides.append(await stack.enter_async_context(attached(destination, "destination")))
+        machines = [side.machine for side in sides]
+        await _require_idle(machines[0])
         blocks = []
-        if verify and second is not None:
-            blocks = await stack.enter_async_context(opened_blocks(first, second))
-        async with Migration(first, second, plan, verify=blocks, on_sample=show) as migration:
+        if verify:
+            processes = [side.process for side in sides]
+            opened = opened_blocks(machines[0], machines[1], processes=processes)
+            blocks = await stack.enter_async_context(opened)
+        second = machines[1] if len(machines) > 1 else None
+        async with Migration(machines[0], second, plan, verify=blocks, on_sample=show) as migration:
             result = await migration.complete()
-    rest: dict[str, object] = {"destination_qemu": about[1]} if second is not None else {}
-    return _Outcome(result, about[0], rest)
+    rest: dict[str, object] = {"destination_qemu": sides[1].qemu} if second is not None else {}
+    return _Outcome(result, sides[0].qemu, rest)
+
+
+async def _recover(
+    source: str, destination: str, plan: MigrationPlan
+) -> tuple[Aftermath, list[dict[str, object]]]:
+    """How both sides were found when it had completed, and what they are."""
+    async with (
+        attached(source, "source") as first,
+        attached(destination, "destination") as second,
+    ):
+        aftermath = await recover_postcopy(first.machine, second.machine, plan.channel)
+        return aftermath, [first.qemu, second.qemu]
 
 
 async def _require_idle(source: Machine) -> None:
@@ -195,23 +229,16 @@ async def _require_idle(source: Machine) -> None:
     if info.is_active:
         raise UsageError(
             f"the source migrates already: {info.status}",
-            hint="wait for its end, or end it by migrate_cancel at its monitor",
+            hint="wait for its end, end it by migrate_cancel at its monitor, or --recover it",
         )
 
 
 async def _restore(at: str, plan: MigrationPlan) -> tuple[dict[str, object], float, str]:
     """The QEMU, how long it took, and the run state of the guest."""
-    async with await Machine.attach(parse_address(at), name="destination") as machine:
-        about = await _about(machine)
-        seconds = await restore(machine, plan)
-        return about, seconds, (await commands.query_status(machine.monitor)).status
-
-
-async def _about(machine: Machine) -> dict[str, object]:
-    monitor = machine.monitor
-    patched = (await monitor.schema()).has_command("x-query-memslots")
-    version = ".".join(map(str, monitor.version))
-    return {"version": version, "package": monitor.package, "patched": patched}
+    async with attached(at, "destination") as guest:
+        seconds = await restore(guest.machine, plan)
+        status = await commands.query_status(guest.machine.monitor)
+        return guest.qemu, seconds, status.status
 
 
 @contextmanager
@@ -272,6 +299,10 @@ def _print(result: MigrationResult) -> None:
             f"memory: {_mib(result.comparison.bytes_total)} MiB compared, "
             + (f"{stale:,} pages are STALE" if stale else "all equal")
         )
+        for page in result.comparison.excused:
+            console.print(f"not counted: page {page.page:,} of {page.block}: {page.reason}")
+    if result.problem:
+        console.print(result.problem, soft_wrap=True)
     _print_iterations(console, result)
 
 

@@ -18,6 +18,7 @@ from qemu_ring.migration import (
     Exec,
     Fd,
     File,
+    GuestAt,
     Kind,
     MappedRam,
     MigrationPlan,
@@ -76,6 +77,7 @@ def plan_of(options: dict[str, Any], file: Path | None) -> MigrationPlan:
             no_progress_iterations=options["abort_no_progress"],
         ),
         leave_paused=options["leave_paused"],
+        if_stale=GuestAt(options["if_stale"]),
     )
 
 

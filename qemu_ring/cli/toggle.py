@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import click
 
-from qemu_ring.cli.attached import ask, document, json_option, socket_argument
-from qemu_ring.cli.output import print_json
+from qemu_ring.cli.attached import document, json_option, socket_argument
+from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.running import run
 from qemu_ring.dirty import Tracking
 from qemu_ring.memslot import FlushPolicy
-from qemu_ring.migration.owner import ToggleRequest, request_toggle
-from qemu_ring.qmp import commands
+from qemu_ring.migration.owner import ToggleAnswer, ToggleRequest, request_toggle
 
 __all__ = ["toggle_command"]
 
@@ -26,7 +25,7 @@ __all__ = ["toggle_command"]
 @click.option(
     "--policy",
     type=click.Choice([policy.value for policy in FlushPolicy]),
-    help="How slots are to be removed; needs a patched QEMU.",
+    help="How slots are to be removed, on a patched QEMU; default: as they are now.",
 )
 @socket_argument
 @json_option
@@ -34,32 +33,36 @@ def toggle_command(tracking: str, policy: str | None, socket: str, as_json: bool
     """Change how dirty pages of a running guest are tracked.
 
     The guest, one that `qemu-ring run` started, is moved to a new QEMU on this host without
-    copying its memory. On any failure it goes on where it was.
+    copying its memory. All else about it stays as it is. On any failure it goes on where it was.
     """
     parsed = Tracking.parse(tracking)
     request = ToggleRequest(
         tracking=str(parsed), policy=None if policy is None else FlushPolicy(policy)
     )
     answer = run(request_toggle(socket, request))
+    for note in answer.notes:
+        notes.print(note, soft_wrap=True)
     if as_json:
-        status, qemu = ask(socket, commands.query_status)
         print_json(
             document(
                 "toggle",
-                qemu,
+                answer.qemu,
                 tracking=str(parsed),
                 policy=policy,
-                state=status.status,
+                state=answer.state,
                 downtime_seconds=answer.downtime_seconds,
                 seconds=answer.seconds,
                 pid=answer.pid,
+                notes=list(answer.notes),
             )
         )
         return 0
-    down = (
-        "it was paused"
-        if answer.downtime_seconds is None
-        else f"downtime {answer.downtime_seconds * 1000:.1f} ms"
-    )
-    click.echo(f"{parsed}: {down}, {answer.seconds * 1000:.0f} ms in all; pid {answer.pid} now")
+    whole = f"{answer.seconds * 1000:.0f} ms in all; pid {answer.pid} now"
+    click.echo(f"{parsed}: {_downtime(answer)}, {whole}")
     return 0
+
+
+def _downtime(answer: ToggleAnswer) -> str:
+    if answer.downtime_seconds is not None:
+        return f"downtime {answer.downtime_seconds * 1000:.1f} ms"
+    return "downtime unknown" if answer.running else "it was paused"

@@ -31,6 +31,7 @@ from qemu_ring.migration.plan import (
     Xbzrle,
     ZeroPage,
 )
+from qemu_ring.migration.postcopy import recover_postcopy
 from qemu_ring.migration.precopy import HeldPrecopy, Pace
 from qemu_ring.migration.restore import restore
 from qemu_ring.migration.result import MigrationResult, Totals
@@ -42,6 +43,7 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "MigrationPlan",
     "MigrationResult",
     "restore",
+    "recover_postcopy",
     "toggle",
     "Toggled",
     "CprTransferMigration",

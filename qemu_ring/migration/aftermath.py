@@ -7,40 +7,53 @@ import time
 
 from qemu_ring.machine import Machine
 from qemu_ring.migration.errors import Aftermath, GuestAt
-from qemu_ring.qmp import MigrationStatus, QmpError, StatusInfo, commands
+from qemu_ring.qmp import CommandTimeoutError, MigrationStatus, QmpError, StatusInfo, commands
 
-__all__ = ["find_aftermath", "stays_when_it_fails"]
+__all__ = ["find_aftermath", "is_in_postcopy", "stays_when_it_fails"]
 
 _SETTLE_SECONDS = 5.0
 _NOTICE_SECONDS = 2.0
 _LATE_SECONDS = 0.3
 _POLL_SECONDS = 0.005
+_ANSWER_SECONDS = 5.0
 _COMPLETED, _FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 _IN_BETWEEN = "finish-migrate"
 """The source's run state from its stop until QEMU has decided whether it goes on."""
+_SILENT = MigrationStatus("unknown")
+"""Of a QEMU that does not answer, because it or its host hangs."""
+_SILENT_STATUS = StatusInfo(status="unknown", running=False)
+
+
+def is_in_postcopy(status: MigrationStatus | None) -> bool:
+    """Whether memory of this side is needed by the other, or is still to come."""
+    return status is not None and status.startswith("postcopy-")
 
 
 async def find_aftermath(source: Machine, destination: Machine | None) -> Aftermath:
-    """Ask both sides; one that is gone is no error."""
+    """Ask both sides; one that is gone, or does not answer, is no error."""
     sends, receives = await _migration(source), await _migration(destination)
     if destination is not None and not (sends is not None and sends.is_active):
         receives = await _settled(destination, receives)
-    at_source = await _status(source)
-    at_destination = None if destination is None else await _status(destination)
+    at_source = await _status(source, sends)
+    at_destination = None if destination is None else await _status(destination, receives)
+    runs_here = at_source is not None and at_source.running
     runs_there = at_destination is not None and at_destination.running
     # One that gives up ends a moment later; until then it calls its guest running.
-    needs_source = _is_in_postcopy(receives) or (receives is _FAILED and runs_there)
-    lost = needs_source and not _is_in_postcopy(sends) and sends is not _COMPLETED
+    needs_source = is_in_postcopy(receives) or (receives is _FAILED and runs_there)
+    has_source = runs_here or is_in_postcopy(sends) or sends in (_COMPLETED, _SILENT)
+    lost = needs_source and not has_source
     where = GuestAt.NOWHERE
-    if at_source is not None and at_source.running:
-        where, lost = GuestAt.SOURCE, False
+    if runs_here:
+        where = GuestAt.BOTH if runs_there and not needs_source else GuestAt.SOURCE
     elif runs_there and not lost:
         where = GuestAt.DESTINATION
+    elif _SILENT_STATUS in (at_source, at_destination) and not lost:
+        where = GuestAt.UNKNOWN
     return Aftermath(
         source=at_source.status if at_source else None,
         destination=at_destination.status if at_destination else None,
         guest_at=where,
-        recoverable=_is_in_postcopy(sends) and _is_in_postcopy(receives),
+        recoverable=is_in_postcopy(sends) and (is_in_postcopy(receives) or receives is _SILENT),
         lost=lost,
         has_destination=destination is not None,
     )
@@ -60,19 +73,24 @@ async def stays_when_it_fails(machine: Machine) -> bool:
     return "exit-on-error" in schema.command_arguments("migrate-incoming")
 
 
-async def _status(machine: Machine) -> StatusInfo | None:
-    """Ask a side, when it has settled."""
+async def _status(machine: Machine, migration: MigrationStatus | None) -> StatusInfo | None:
+    """Ask a side, when it has settled; not one that did not answer just now."""
+    if migration is None:
+        return None
     deadline = time.monotonic() + _SETTLE_SECONDS
     try:
-        while True:
-            status = await commands.query_status(machine.monitor)
+        while migration is not _SILENT:
+            status = await commands.query_status(machine.monitor, timeout=_ANSWER_SECONDS)
             if status.status != _IN_BETWEEN or time.monotonic() > deadline:
                 return status
             if not (await commands.query_migrate(machine.monitor)).is_final:
                 return status
             await asyncio.sleep(_POLL_SECONDS)
+    except CommandTimeoutError:
+        pass
     except QmpError:
         return None
+    return _SILENT_STATUS
 
 
 async def _migration(machine: Machine | None) -> MigrationStatus | None:
@@ -80,9 +98,12 @@ async def _migration(machine: Machine | None) -> MigrationStatus | None:
     if machine is None:
         return None
     try:
-        return (await commands.query_migrate(machine.monitor)).status or MigrationStatus.NONE
+        info = await commands.query_migrate(machine.monitor, timeout=_ANSWER_SECONDS)
+    except CommandTimeoutError:
+        return _SILENT
     except QmpError:
         return None
+    return info.status or MigrationStatus.NONE
 
 
 async def _settled(machine: Machine, status: MigrationStatus | None) -> MigrationStatus | None:
@@ -100,8 +121,3 @@ async def _settled(machine: Machine, status: MigrationStatus | None) -> Migratio
         if status is not before:
             changed = time.monotonic()
     return status
-
-
-def _is_in_postcopy(status: MigrationStatus | None) -> bool:
-    """Whether memory of this side is needed by the other, or is still to come."""
-    return status is not None and status.startswith("postcopy-")

@@ -7,12 +7,11 @@ from types import TracebackType
 from qemu_ring.machine import Machine
 from qemu_ring.migration.aftermath import stays_when_it_fails
 from qemu_ring.migration.errors import MigrationError
-from qemu_ring.qmp import Event, MigrationStatus, QmpError, commands
+from qemu_ring.qmp import Event, MigrationStatus, commands
 
 __all__ = ["Arrival"]
 
 _EVENT_SECONDS = 60.0
-_PAUSE_SECONDS = 20.0
 
 
 class Arrival:
@@ -67,52 +66,27 @@ class Arrival:
         stays = await stays_when_it_fails(self.machine)
         await commands.migrate_incoming(monitor, uri, exit_on_error=not stays)
 
-    async def complete(self, *, timeout: float = _EVENT_SECONDS) -> None:
-        """Wait until it has all.
+    async def complete(self, *, timeout: float) -> None:
+        """Wait until it has all; may be called again.
 
         Raises:
             MigrationError: it failed.
             QmpError: it is gone.
             DeadlineError: it did not complete in time.
         """
-        await self._until(
-            {MigrationStatus.COMPLETED, MigrationStatus.FAILED}, timeout, "the destination's end"
-        )
+        wanted = {MigrationStatus.COMPLETED, MigrationStatus.FAILED}
+        while self._status not in wanted:
+            event = await self._events.wait(timeout=timeout, what="end of the migration")
+            self._note(event)
         if self._status is MigrationStatus.FAILED:
             info = await commands.query_migrate(self.machine.monitor)
             raise MigrationError(info.error_desc or "QEMU gives no reason")
 
-    async def pause(self, *, timeout: float = _PAUSE_SECONDS) -> None:
-        """See that postcopy is paused here too; a side notices a lost channel only by using it.
-
-        Raises:
-            QmpError: it refused.
-            DeadlineError: it did not pause in time.
-        """
-        info = await commands.query_migrate(self.machine.monitor)
-        if info.status is MigrationStatus.POSTCOPY_PAUSED:
-            return
-        try:
-            await commands.migrate_pause(self.machine.monitor)
-        except QmpError:
-            info = await commands.query_migrate(self.machine.monitor)
-            if info.status is not MigrationStatus.POSTCOPY_PAUSED:
-                raise
-            return
-        await self._until({MigrationStatus.POSTCOPY_PAUSED}, timeout, "the destination's pause")
-
     async def resume(self, *, timeout: float = _EVENT_SECONDS) -> None:
-        """Let the guest run, after it has arrived paused."""
+        """Let the guest run, after it has arrived paused; no error if it runs."""
         await commands.cont(self.machine.monitor)
         while self.resumed_at is None:
             self._note(await self._events.wait(timeout=timeout, what="RESUME of the destination"))
-
-    async def _until(self, wanted: set[MigrationStatus], timeout: float, what: str) -> None:
-        def seen(event: Event) -> bool:
-            self._note(event)
-            return event.name == "MIGRATION" and self._status in wanted
-
-        await self._events.wait(seen, timeout=timeout, what=what)
 
     def _note(self, event: Event) -> None:
         if event.name == "RESUME":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+import stat
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
 from qemu_ring.errors import UsageError
@@ -11,18 +12,28 @@ from qemu_ring.machine import Machine
 from qemu_ring.qmp import CommandError, commands
 from qemu_ring.verify import Block
 
-__all__ = ["opened_blocks"]
+__all__ = ["opened_blocks", "require_comparable"]
+
+_OWN = "/proc/self/fd/"
 
 
 @asynccontextmanager
-async def opened_blocks(source: Machine, destination: Machine) -> AsyncIterator[list[Block]]:
+async def opened_blocks(
+    source: Machine, destination: Machine, *, processes: Sequence[int | None] = (None, None)
+) -> AsyncIterator[list[Block]]:
     """Open the files behind both guests' memory backends, for as long as the context lasts.
 
+    Args:
+        source, destination: both sides.
+        processes: their QEMUs' process ids, where known: memory without a name, as that of
+            guests that `qemu-ring run` started, is opened through them.
+
     Raises:
-        UsageError: a backend is no `memory-backend-file` with `share=on` and a path on this
-            host, or the two sides have different backends.
+        UsageError: a backend is no `memory-backend-file` with `share=on` and a file on this
+            host, the two sides have different backends, or the same file.
     """
-    paths = [await _paths(machine) for machine in (source, destination)]
+    sides = zip((source, destination), processes, strict=True)
+    paths = [await _paths(machine, process) for machine, process in sides]
     if paths[0].keys() != paths[1].keys():
         raise UsageError(
             f"memory backends differ: {', '.join(paths[0])} at the source, "
@@ -40,10 +51,39 @@ async def opened_blocks(source: Machine, destination: Machine) -> AsyncIterator[
                 files.callback(os.close, fd)
                 fds.append(fd)
             blocks.append(Block(name, fds[0], fds[1], size))
+        require_comparable(blocks)
         yield blocks
 
 
-async def _paths(machine: Machine) -> dict[str, tuple[str, int]]:
+def require_comparable(blocks: Sequence[Block]) -> None:
+    """Check what a comparison needs, as far as it can be told before a migration.
+
+    Raises:
+        UsageError: one of them is no file, or too short, or both sides are the same file.
+    """
+    for block in blocks:
+        files = []
+        for role, fd in (("source", block.source_fd), ("destination", block.destination_fd)):
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise UsageError(
+                    f"memory {block.name}: what is behind it at the {role} is no file",
+                    hint="give QEMU a mem-path that names a file, not a directory",
+                )
+            if status.st_size < block.size:
+                raise UsageError(
+                    f"memory {block.name}: the {role}'s file has {status.st_size:,} bytes, "
+                    f"not {block.size:,}"
+                )
+            files.append((status.st_dev, status.st_ino))
+        if files[0] == files[1]:
+            raise UsageError(
+                f"memory {block.name}: both sides have the same file, nothing can differ",
+                hint="give each QEMU a file of its own",
+            )
+
+
+async def _paths(machine: Machine, process: int | None) -> dict[str, tuple[str, int]]:
     """Path and size of each memory backend, by id."""
     found = {}
     for backend in await commands.query_memdev(machine.monitor):
@@ -52,6 +92,8 @@ async def _paths(machine: Machine) -> dict[str, tuple[str, int]]:
             path = str(await commands.qom_get(machine.monitor, f"/objects/{name}", "mem-path"))
         except CommandError:
             path = ""
+        if process is not None and path.startswith(_OWN):
+            path = f"/proc/{process}/fd/{path.removeprefix(_OWN)}"
         if not path or path.startswith("/proc/self/") or not backend.share:
             raise UsageError(
                 f"{machine.name}: memory {name} is no shared file with a name",

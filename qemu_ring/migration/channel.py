@@ -6,18 +6,17 @@ import os
 import secrets
 import socket
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from qemu_ring.errors import QemuUnsuitableError, UsageError
 from qemu_ring.machine import Leftovers, new_folder_name
-from qemu_ring.qmp import CommandError, Monitor, commands
+from qemu_ring.migration.errors import MigrationError
+from qemu_ring.migration.given import GivenFds
+from qemu_ring.qmp import Monitor, commands
 
 __all__ = ["Channel", "Connection", "Exec", "Fd", "File", "Tcp", "Unix"]
-
-_FD_NAME = "qemu-ring-migration"
 
 
 class Connection:
@@ -43,6 +42,16 @@ class Connection:
     def established(self) -> None:
         """Remove the way in, as soon as all is connected."""
 
+    async def abandon(self) -> None:
+        """Take back what the QEMUs were given, and did not come to use."""
+
+    def finish(self) -> None:
+        """Give what a completed migration leaves on purpose its place.
+
+        Raises:
+            MigrationError: it cannot be there; says where it is.
+        """
+
     def close(self, completed: bool) -> None:  # noqa: ARG002 - for those that leave a file
         """Remove what was made; keep what a completed migration leaves on purpose."""
         self.established()
@@ -56,6 +65,8 @@ class Channel(ABC):
     """Whether the destination can answer the source."""
     multiple: ClassVar[bool] = True
     """Whether it can be connected to more than once, as multifd does."""
+    has_host: ClassVar[bool] = False
+    """Whether its address has a host, whose name TLS can check."""
 
     @abstractmethod
     def connect(self, source: Monitor | None, destination: Monitor | None) -> Connection:
@@ -127,6 +138,7 @@ class Tcp(Channel):
         listen: the address that the destination listens on; None for `host`.
     """
 
+    has_host: ClassVar[bool] = True
     host: str = "127.0.0.1"
     port: int = 0
     listen: str | None = None
@@ -190,23 +202,24 @@ class _FdConnection(Connection):
     def __init__(self, source: Monitor | None, destination: Monitor | None) -> None:
         super().__init__(source, destination)
         self._ours, self._theirs = socket.socketpair()
+        self._given = GivenFds()
 
     async def listen(self) -> str:
-        return await self._give(self.destination, self._theirs)
+        # Both at once: if one side takes none, the other is not to have begun.
+        with self._ours, self._theirs:
+            await self._given.give(self.source, self._ours.fileno())
+            return await self._given.give(self.destination, self._theirs.fileno())
 
     async def reach(self) -> str:
-        return await self._give(self.source, self._ours)
-
-    @staticmethod
-    async def _give(monitor: Monitor | None, end: socket.socket) -> str:
-        assert monitor is not None  # a plan without one takes no channel that goes both ways
-        with end:
-            await monitor.send_fd(_FD_NAME, end.fileno())
-        return f"fd:{_FD_NAME}"
+        return self._given.uri
 
     def established(self) -> None:
+        self._given.forget()
         self._ours.close()
         self._theirs.close()
+
+    async def abandon(self) -> None:
+        await self._given.take_back()
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +291,9 @@ class _FileConnection(Connection):
         self._path = path.absolute()
         self._partial: Path | None = None
         self._leftovers: Leftovers | None = None
+        self._given = GivenFds()
+        if self._path.is_dir():
+            raise UsageError(f"{self._path} is a directory", hint="name a file")
 
     async def listen(self) -> str:
         return await self._uri(self.destination, self._path, os.O_RDONLY)
@@ -292,8 +308,7 @@ class _FileConnection(Connection):
         self._partial = partial
         return await self._uri(self.source, self._partial, os.O_WRONLY)
 
-    @staticmethod
-    async def _uri(monitor: Monitor | None, path: Path, flags: int) -> str:
+    async def _uri(self, monitor: Monitor | None, path: Path, flags: int) -> str:
         assert monitor is not None
         try:
             fd = os.open(path, flags | os.O_CLOEXEC)
@@ -303,23 +318,39 @@ class _FileConnection(Connection):
             schema = await monitor.schema()
             if "file" in schema.enum_values("migrate", "channels", "addr", "transport"):
                 return f"file:{path}"
-            await monitor.send_fd(_FD_NAME, fd)
-            return f"fd:{_FD_NAME}"
+            return await self._given.give(monitor, fd)
         finally:
             os.close(fd)
 
+    def established(self) -> None:
+        self._given.forget()
+
+    async def abandon(self) -> None:
+        await self._given.take_back()
+
+    def finish(self) -> None:
+        if self._partial is None:
+            return
+        partial, self._partial = self._partial, None
+        try:
+            partial.replace(self._path)
+        except OSError as error:
+            # Under its partial name it would be removed.
+            kept = partial.with_name(partial.name.removeprefix("."))
+            partial.replace(kept)
+            raise MigrationError(
+                f"the guest is saved, but {self._path} cannot be written: {error.strerror}",
+                hint=f"it is in {kept}",
+            ) from error
+
     def close(self, completed: bool) -> None:
-        if self._partial is not None and completed:
-            self._partial.replace(self._path)
-        if self._leftovers is not None:
-            self._leftovers.close()
+        try:
+            if completed:
+                self.finish()
+        finally:
+            if self._leftovers is not None:
+                self._leftovers.close()
 
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-async def forget_fd(monitor: Monitor) -> None:
-    """Close a descriptor that was given to QEMU, and that it did not come to use."""
-    with suppress(CommandError):
-        await monitor.execute("closefd", {"fdname": _FD_NAME})

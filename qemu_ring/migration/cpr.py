@@ -16,8 +16,9 @@ from qemu_ring.migration.channel import Unix
 from qemu_ring.migration.migration import Migration
 from qemu_ring.migration.plan import CprTransfer, MigrationPlan
 from qemu_ring.migration.settings import destination_settings
+from qemu_ring.migration.shield import to_the_end
 from qemu_ring.migration.side import Side
-from qemu_ring.qmp import commands
+from qemu_ring.qmp import MigrationStatus, QmpError, commands
 
 __all__ = ["CprTransferMigration"]
 
@@ -71,14 +72,15 @@ class CprTransferMigration(Migration):
         starting = asyncio.ensure_future(
             self._start(("-incoming", "defer", "-incoming", json.dumps(cpr)))
         )
+        destination: Machine | None = None
         try:
             await _wait_listening(folder / "cpr", starting)
             self._stack.push_async_callback(self._give_up)
             await commands.migrate(self.source.monitor, channels=[main, cpr])
-            destination = await starting
+            destination = self.destination = await starting
         finally:
-            await _ended(starting)
-        self.destination = destination
+            if destination is None:
+                await to_the_end(_abandoned(starting))
         side = Side("destination", destination.monitor)
         self._stack.push_async_callback(side.restore)
         await side.set(destination_settings(self.plan))
@@ -86,9 +88,23 @@ class CprTransferMigration(Migration):
         await self._arrival.expect(f"unix:{folder / 'main'}", paused=self.plan.leave_paused)
 
     async def _close_unused(self) -> None:
-        if self.destination is not None and not self._watch.completed:
-            await self.destination.close()
-            self.destination = None
+        destination = self.destination
+        if destination is None or self._watch.completed or await self._has_moved(destination):
+            return
+        await destination.close()
+        self.destination = None
+
+    async def _has_moved(self, destination: Machine) -> bool:
+        """Whether the guest is at the destination: the source calls it so, or has ended."""
+        with suppress(QmpError):
+            status = (await commands.query_migrate(self.source.monitor)).status
+            return status is MigrationStatus.COMPLETED
+        if self.source.monitor.connected:
+            return False
+        with suppress(QmpError):
+            status = (await commands.query_migrate(destination.monitor)).status
+            return status is MigrationStatus.COMPLETED
+        return False
 
 
 def _channel(kind: str, path: Path) -> dict[str, object]:
@@ -121,9 +137,9 @@ def _listens(path: Path) -> bool:
     return False
 
 
-async def _ended(starting: asyncio.Future[Machine]) -> None:
+async def _abandoned(starting: asyncio.Future[Machine]) -> None:
     """See that a start that is not waited for any more leaves no QEMU behind."""
-    if not starting.done():
-        starting.cancel()
-        with suppress(asyncio.CancelledError):
-            await starting
+    starting.cancel()
+    await asyncio.wait([starting])
+    if not starting.cancelled() and starting.exception() is None:
+        await starting.result().close()

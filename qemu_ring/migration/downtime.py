@@ -6,11 +6,11 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
 from qemu_ring.guest import layout
+from qemu_ring.migration.shield import stopped
 
 __all__ = ["Downtime", "GuestDowntime", "firmware_writes"]
 
@@ -68,9 +68,7 @@ class GuestDowntime:
         traceback: TracebackType | None,
     ) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await stopped(self._task)
 
     async def wait(self, *, timeout: float = 5.0) -> float | None:
         """Wait until the guest counts at the destination.
@@ -87,14 +85,18 @@ class GuestDowntime:
 
     async def _look(self) -> None:
         count, changed = self._source(), time.monotonic()
+        looked = changed
         while True:
             await asyncio.sleep(self._interval)
-            now, counts = time.monotonic(), self._source()
-            if counts != count:
-                count, changed = counts, now
-            if self._destination() > count:
-                self.seconds = now - changed
+            # In this order: if this is held up in between, the guest may move meanwhile.
+            arrived, counts = self._destination(), self._source()
+            before, looked = looked, time.monotonic()
+            if arrived > counts:
+                # Held up for all of the standstill, it knows only when it looked before.
+                self.seconds = looked - (changed if counts == count else before)
                 return
+            if counts != count:
+                count, changed = counts, looked
 
 
 def firmware_writes(fd: int, vcpus: int) -> Callable[[], int]:

@@ -33,8 +33,12 @@ class GuestAt(str, Enum):
 
     SOURCE = "source"
     DESTINATION = "destination"
+    BOTH = "both"
+    """Twice: one of the two has to be ended."""
     NOWHERE = "nowhere"
     """Stopped, or gone."""
+    UNKNOWN = "unknown"
+    """A side that may have it does not answer."""
 
     __str__ = str.__str__
 
@@ -44,7 +48,8 @@ class Aftermath:
     """How both sides were found after a migration, however it ended.
 
     Args:
-        source: its run state, such as "running" or "postmigrate"; None if it is gone.
+        source: its run state, such as "running" or "postmigrate"; "unknown" if it does not
+            answer; None if it is gone.
         destination: the same; None if it is gone, or there is none.
         guest_at: where the guest runs.
         recoverable: whether the migration can go on (`Migration.recover`).
@@ -60,6 +65,11 @@ class Aftermath:
     lost: bool = False
     has_destination: bool = True
 
+    @property
+    def is_stopped_at_source(self) -> bool:
+        """Whether the guest is all there at the source, and nowhere else, and does not run."""
+        return self.source == "postmigrate" and self.destination in (None, "inmigrate")
+
     def __str__(self) -> str:
         """Say it in one clause, for an error's message."""
         if self.lost:
@@ -70,6 +80,8 @@ class Aftermath:
         where = {
             GuestAt.SOURCE: "the guest runs on at the source",
             GuestAt.DESTINATION: "the guest runs at the destination",
+            GuestAt.BOTH: "the guest runs TWICE, at the source and at the destination",
+            GuestAt.UNKNOWN: f"it is not known where the guest runs ({sides})",
             GuestAt.NOWHERE: f"the guest does not run ({sides})",
         }
         return where[self.guest_at]

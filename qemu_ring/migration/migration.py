@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -12,25 +12,33 @@ from typing import TYPE_CHECKING
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import DeadlineError, QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.machine import Machine
-from qemu_ring.migration.aftermath import find_aftermath
+from qemu_ring.migration.aftermath import find_aftermath, is_in_postcopy
 from qemu_ring.migration.arrival import Arrival
-from qemu_ring.migration.channel import Channel, Connection, forget_fd
-from qemu_ring.migration.downtime import Downtime, GuestDowntime
+from qemu_ring.migration.blocks import require_comparable
+from qemu_ring.migration.channel import Channel, Connection
+from qemu_ring.migration.downtime import GuestDowntime
+from qemu_ring.migration.ending import Ending
 from qemu_ring.migration.errors import (
     Aftermath,
-    MigrationAbortedError,
-    MigrationCancelledError,
     MigrationError,
-    PostcopyPausedError,
 )
-from qemu_ring.migration.plan import CprTransfer, MigrationPlan
-from qemu_ring.migration.result import MigrationResult, Totals
+from qemu_ring.migration.plan import CprTransfer, MigrationPlan, Postcopy
+from qemu_ring.migration.postcopy import lost_channel, reconnect
+from qemu_ring.migration.result import MigrationResult
 from qemu_ring.migration.setup import set_up
+from qemu_ring.migration.shield import ShieldedStack
 from qemu_ring.migration.side import Side
 from qemu_ring.migration.timeline import Iteration, Sample
 from qemu_ring.migration.watch import Watch
-from qemu_ring.qmp import CommandError, DisconnectedError, MigrationStatus, QmpError, commands
-from qemu_ring.verify import Block, compare
+from qemu_ring.qmp import (
+    CommandError,
+    CommandTimeoutError,
+    DisconnectedError,
+    MigrationStatus,
+    QmpError,
+    commands,
+)
+from qemu_ring.verify import Block
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,6 +47,7 @@ __all__ = ["Migration"]
 
 _CANCEL_SECONDS = 30.0
 _PAUSE_SECONDS = 20.0
+_UNHEARD_SECONDS = 0.1
 
 
 class Migration:
@@ -52,19 +61,22 @@ class Migration:
             result = await migration.complete()
 
     Leaving it before it is over cancels it, and the guest goes on at the source. After the
-    switchover of a postcopy migration nothing can be cancelled: it is left as it is. On every
-    ending the sides get their former settings back, and sockets and partial files are removed.
+    switchover of a postcopy migration nothing can be cancelled: it goes on, or can be recovered
+    (`recover_postcopy`), with the settings that it has. On every other ending the sides get
+    their former settings back. Sockets and partial files are removed. All of that is done
+    whole, though the caller be cancelled meanwhile.
 
     Args:
         source: the guest.
         destination: its twin, waiting with `-incoming defer`; None for a File or Exec channel
             that only saves.
         plan: how.
-        verify: memory of both sides to compare, byte for byte, before the guest goes on at the
-            destination; empty to compare nothing.
+        verify: memory of both sides to compare, byte for byte, before the guest goes on: at the
+            destination, or as the plan says if a page is stale. If that is broken off, it goes
+            on at the destination. Empty to compare nothing.
         guest_downtime: watches the guest's own counter; entered and left with the migration.
         sample_seconds: how often QEMU is asked for figures between its events.
-        on_sample: called with each of them.
+        on_sample: called with each of them; what it raises, `complete` raises.
 
     Raises:
         QemuUnsuitableError: a QEMU cannot do this, or not this mix; nothing was started.
@@ -92,10 +104,11 @@ class Migration:
         self._guest_downtime = guest_downtime
         self._sample_seconds = sample_seconds
         self._on_sample = on_sample
-        self._stack = AsyncExitStack()
+        self._stack = ShieldedStack()
         self._source_side = Side("source", source.monitor)
         self._connection: Connection | None = None
         self._watch: Watch
+        self._ending: Ending
         self._arrival: Arrival | None = None
 
     async def __aenter__(self) -> Self:
@@ -107,9 +120,12 @@ class Migration:
                 if error.command not in ("migrate", "migrate-incoming"):
                     raise
                 which = "source" if error.command == "migrate" else "destination"
+                hint = "use another channel, or leave out what needs it"
+                used_up = which == "source" or "already" in error.description
+                if used_up and self.destination is not None:
+                    hint = f"start the destination anew, it waits only once; then {hint}"
                 raise QemuUnsuitableError(
-                    f"the {which} refuses it: {error.description}",
-                    hint="use another channel, or leave out what needs it",
+                    f"the {which} refuses it: {error.description}", hint=hint
                 ) from error
             except DisconnectedError as error:
                 raise await self._error(f"the migration did not begin: {error}") from error
@@ -173,9 +189,10 @@ class Migration:
     # Ending it
 
     async def complete(self, *, timeout: float = 3600.0) -> MigrationResult:
-        """Wait until the destination has all; verify; let the guest go on there.
+        """Wait until the destination has all; verify; let the guest go on.
 
-        A switchover that waits is let through first.
+        A switchover that waits is let through first. After a DeadlineError, or a cancellation,
+        it may be called again.
 
         Args:
             timeout: seconds.
@@ -189,13 +206,17 @@ class Migration:
         clock = deadline(timeout)
         try:
             async with clock:
-                return await self._complete()
+                return await self._complete(timeout)
         except TimeoutError:
             if not clock.expired():
                 raise
+        hint = "allow more bandwidth or downtime, throttle the guest, or use postcopy"
+        if self._watch.is_silent:
+            hint = "the source does not answer: see whether it is stopped, or its host too busy"
+        elif self.status is MigrationStatus.COMPLETED:
+            hint = "allow more time: the destination has not got all, or memory is being compared"
         raise DeadlineError(
-            f"the migration did not complete within {timeout:g} s; it is {self.status}",
-            hint="allow more bandwidth or downtime, throttle the guest, or use postcopy",
+            f"the migration did not complete within {timeout:g} s; it is {self.status}", hint=hint
         )
 
     async def cancel(self, *, timeout: float = _CANCEL_SECONDS) -> Aftermath:
@@ -208,25 +229,29 @@ class Migration:
             MigrationError: too late: it is over, or the guest has moved already.
             DeadlineError: QEMU did not end it in time.
         """
-        if self._watch.over:
-            raise await self._error(f"there is nothing to cancel, it is {self.status}")
-        if self._watch.in_postcopy:
-            raise await self._error("postcopy cannot be cancelled after the switchover")
+        clock = deadline(timeout)
         try:
-            async with deadline(timeout):
-                await self._watch.cancel()
-                await self._watch.until(lambda: self._watch.over)
+            async with clock:
+                await self._cancel()
         except TimeoutError as error:
+            if not clock.expired():
+                raise
             raise DeadlineError(f"it was not cancelled within {timeout:g} s") from error
+        except CommandTimeoutError:
+            raise
         except QmpError as error:
             raise await self._error(f"it cannot be cancelled: {error.message}") from error
-        if not self._watch.cancelled:
-            raise await self._error(f"too late to cancel, it is {self.status}")
-        return await find_aftermath(self.source, self.destination)
+        aftermath = await find_aftermath(self.source, self.destination)
+        if self._watch.was_running and aftermath.is_stopped_at_source:
+            # QEMU before 10.0 leaves it so if postcopy waited before its switchover.
+            with suppress(QmpError):
+                await commands.cont(self.source.monitor)
+            aftermath = await find_aftermath(self.source, self.destination)
+        return aftermath
 
     async def start_postcopy(self) -> None:
         """Switch over now, not only after the plan's passes."""
-        await commands.migrate_start_postcopy(self.source.monitor)
+        await self._watch.start_postcopy()
 
     async def recover(self, channel: Channel | None = None, *, timeout: float = 60.0) -> None:
         """Go on with a postcopy migration that lost its channel; then `complete` it.
@@ -238,25 +263,25 @@ class Migration:
         Raises:
             PostcopyPausedError: the new channel broke, too; it can be tried again.
             MigrationError: it is not paused, or a QEMU refused; it can be tried again.
+            UsageError: the plan does not go with this channel.
             DeadlineError: the sides did not meet in time.
         """
-        if self.status is not MigrationStatus.POSTCOPY_PAUSED or self._arrival is None:
+        if not self._watch.is_paused or self._arrival is None:
             raise await self._error(f"there is nothing to recover, it is {self.status}")
+        watch, destination = self._watch, self._arrival.machine
+        plan = self.plan if channel is None else replace(self.plan, channel=channel)
+        connection = plan.channel.connect(self.source.monitor, destination.monitor)
+        self._stack.callback(connection.close, completed=False)
+        self._stack.push_async_callback(connection.abandon)
         try:
             async with deadline(timeout):
-                pauses = self._watch.pauses
-                await self._arrival.pause()
-                monitor = self._arrival.machine.monitor
-                connection = (channel or self.plan.channel).connect(self.source.monitor, monitor)
-                self._stack.callback(connection.close, completed=False)
-                await commands.migrate_recover(monitor, await connection.listen())
-                uri = await connection.reach()
-                await commands.migrate(self.source.monitor, uri, resume=True)
-                await self._watch.until(
+                pauses = watch.pauses
+                await reconnect(self.source, destination, connection)
+                await watch.until(
                     lambda: (
-                        self._watch.over
-                        or self._watch.pauses > pauses
-                        or self.status is MigrationStatus.POSTCOPY_ACTIVE
+                        watch.over
+                        or watch.pauses > pauses
+                        or watch.status is MigrationStatus.POSTCOPY_ACTIVE
                     )
                 )
                 connection.established()
@@ -267,8 +292,8 @@ class Migration:
             ) from error
         except QmpError as error:
             raise await self._error(f"it cannot be recovered: {error.message}") from error
-        if self.status is MigrationStatus.POSTCOPY_PAUSED:
-            raise await self._paused()
+        if watch.is_paused:
+            raise await lost_channel(self.source, self.destination)
 
     # What these are made of
 
@@ -286,29 +311,36 @@ class Migration:
             raise UsageError("without a destination it can only be saved to a file or a command")
         elif self._verify:
             raise UsageError("there is no destination whose memory could be compared")
-        await set_up(self._stack, self.plan, self._source_side, side)
+        require_comparable(self._verify)
+        await set_up(self._stack, self.plan, self._source_side, side, held=bool(self._verify))
 
     async def _begin(self) -> None:
         peer = None if self.destination is None else self.destination.monitor
         connection = self._connection = self.plan.channel.connect(self.source.monitor, peer)
         self._stack.callback(self._close_connection, connection)
+        self._stack.push_async_callback(connection.abandon)
         await self._start_watch()
         if self.destination is not None:
             self._arrival = self._stack.enter_context(Arrival(self.destination))
+            self._ending.arrival = self._arrival
             await self._arrival.expect(
-                await connection.listen(),
-                paused=self.plan.leave_paused or bool(self._verify),
+                await connection.listen(), paused=self.plan.leave_paused or self._ending.is_held
             )
+            self._stack.push_async_callback(self._ending.let_go)
         uri = await connection.reach()
         if self._guest_downtime is not None:
             await self._stack.enter_async_context(self._guest_downtime)
         self._stack.push_async_callback(self._give_up)
-        try:
-            await commands.migrate(self.source.monitor, uri)
-        except CommandError:
-            if uri.startswith("fd:"):
-                await forget_fd(self.source.monitor)
-            raise
+        await commands.migrate(self.source.monitor, uri)
+
+    async def _start_watch(self) -> None:
+        self._watch = Watch(
+            self.source.monitor, self.plan, self._sample_seconds, self._on_sample, self._connected
+        )
+        self._ending = Ending(
+            self.source, self._watch, self.plan, self._verify, self._guest_downtime
+        )
+        await self._stack.enter_async_context(self._watch)
 
     async def _give_up(self) -> None:
         """Leave no migration going that nobody looks after; asked of QEMU, not of its events.
@@ -316,15 +348,25 @@ class Migration:
         When cancelled, `migrate` may have been carried out though its answer was not awaited.
         """
         with suppress(QemuRingError):
-            info = await commands.query_migrate(self.source.monitor)
-            if info.is_active and not self._watch.in_postcopy:
+            try:
+                status = await self._watch.find_status()
+            except CommandTimeoutError:
+                # One that hangs takes it when it goes on; after postcopy's switchover it must not.
+                if not isinstance(self.plan.kind, Postcopy):
+                    await commands.migrate_cancel(self.source.monitor, timeout=_UNHEARD_SECONDS)
+                return
+            if status.is_active and not is_in_postcopy(status):
                 await self.cancel()
 
-    async def _start_watch(self) -> None:
-        self._watch = Watch(
-            self.source.monitor, self.plan, self._sample_seconds, self._on_sample, self._connected
-        )
-        await self._stack.enter_async_context(self._watch)
+    async def _cancel(self) -> None:
+        status = await self._watch.find_status()
+        if is_in_postcopy(status):
+            raise await self._error("postcopy cannot be cancelled after the switchover")
+        if not status.is_active:
+            raise await self._error(f"there is nothing to cancel, it is {status}")
+        status = await self._watch.end()
+        if status is MigrationStatus.COMPLETED:
+            raise await self._error(f"too late to cancel, it is {status}")
 
     def _connected(self) -> None:
         if self._connection is not None:
@@ -333,88 +375,28 @@ class Migration:
     def _close_connection(self, connection: Connection) -> None:
         connection.close(completed=self.status is MigrationStatus.COMPLETED)
 
-    async def _complete(self) -> MigrationResult:
+    async def _complete(self, timeout: float) -> MigrationResult:
         watch = self._watch
-        await watch.until(lambda: watch.over or (watch.settled and not watch.in_postcopy_running))
-        if self.status is MigrationStatus.PRE_SWITCHOVER:
+        await watch.until(lambda: watch.over or watch.is_paused or watch.is_pre_switchover)
+        if watch.is_pre_switchover:
             try:
-                await commands.migrate_continue(
-                    self.source.monitor, MigrationStatus.PRE_SWITCHOVER, timeout=_PAUSE_SECONDS
-                )
+                await watch.let_through(timeout=_PAUSE_SECONDS)
             except QmpError as error:
                 raise await self._error(f"it did not switch over: {error}") from error
-            await watch.until(lambda: watch.over or (watch.settled and not watch.is_pre_switchover))
-        if watch.failure is not None:
-            raise await self._error(f"the source is lost: {watch.failure}") from watch.failure
-        if self.status is MigrationStatus.COMPLETED:
-            return await self._conclude()
-        if self.status is MigrationStatus.POSTCOPY_PAUSED:
-            raise await self._paused()
-        if watch.cancelled:
+            await watch.until(lambda: watch.over or watch.is_paused)
+        self._ending.arrival = self._arrival
+        if watch.failure is not None or not watch.completed:
+            raise await self._ending.why_not_completed()
+        await self._finish_connection()
+        return await self._ending.conclude(timeout=timeout)
+
+    async def _finish_connection(self) -> None:
+        try:
+            if self._connection is not None:
+                self._connection.finish()
+        except MigrationError as error:
             aftermath = await find_aftermath(self.source, self.destination)
-            if watch.abort_reason:
-                raise MigrationAbortedError(
-                    f"the migration was aborted: {watch.abort_reason}", aftermath=aftermath
-                )
-            raise MigrationCancelledError("the migration was cancelled", aftermath=aftermath)
-        with suppress(QmpError):
-            await watch.refresh()  # QEMU may have noted the reason after it told of the failure
-        reason = watch.info.error_desc or "QEMU gives no reason"
-        raise await self._error(f"the migration {self.status}: {reason}")
-
-    async def _conclude(self) -> MigrationResult:
-        """The source calls it completed: see that the destination does, and let it go on."""
-        watch, arrival, comparison = self._watch, self._arrival, None
-        if arrival is not None:
-            try:
-                await arrival.complete()
-            except QemuRingError as error:
-                raise await self._error(f"the destination failed: {error}") from error
-            arrived = arrival.arrived_at or time.monotonic()
-            comparison = await compare(self._verify) if self._verify else None
-            if comparison is not None and not self.plan.leave_paused and watch.was_running:
-                try:
-                    await arrival.resume()
-                except QemuRingError as error:
-                    raise await self._error(f"the destination failed: {error}") from error
-        else:
-            arrived = watch.ended_at
-        with suppress(QmpError):  # the guest has moved: its former QEMU may go
-            await watch.refresh()
-        return MigrationResult(
-            status=self.status,
-            kind=self.plan.kind_name,
-            channel=self.plan.channel.words,
-            seconds=max(arrived, watch.ended_at) - watch.started_at,
-            switched_to_postcopy=watch.switched_to_postcopy,
-            downtime=await self._downtime(),
-            totals=Totals.of(watch.info),
-            timeline=watch.recorder.timeline,
-            comparison=comparison,
-            aftermath=await find_aftermath(self.source, self.destination),
-        )
-
-    async def _downtime(self) -> Downtime:
-        stopped, arrival, reported = self._watch.stopped_at, self._arrival, self._watch.info
-        seconds = switchover = guest = None
-        if stopped is not None and arrival is not None:
-            if arrival.resumed_at is not None:
-                seconds = arrival.resumed_at - stopped
-            ready = arrival.ready_at
-            switchover = None if ready is None else ready - stopped
-        if self._guest_downtime is not None and seconds is not None:
-            guest = await self._guest_downtime.wait()
-        qemu = None if reported.downtime_ms is None else reported.downtime_ms / 1000
-        return Downtime(seconds, switchover, guest, qemu)
-
-    async def _paused(self) -> PostcopyPausedError:
-        aftermath = await find_aftermath(self.source, self.destination)
-        hint = "recover it on another: the source holds memory that the guest needs"
-        return PostcopyPausedError(
-            "postcopy lost its channel",
-            hint=hint if aftermath.recoverable else "the destination ended with it",
-            aftermath=aftermath,
-        )
+            raise MigrationError(error.message, hint=error.hint, aftermath=aftermath) from error
 
     async def _error(self, message: str) -> MigrationError:
         return MigrationError(

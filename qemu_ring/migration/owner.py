@@ -3,8 +3,8 @@
 A twin has to be a child of the process that owns the guest, or it would end with whoever asked, or
 with nobody. So the owner listens for requests on a unix socket in the abstract namespace, which has
 no file and goes with the process, named after its process id. The id is found by the guest's QMP
-socket: the kernel tells which QEMU listens there, and the owner is its parent. Requests and answers
-are one line of JSON each.
+socket: the kernel tells who was last to listen there, the QEMU, whose parent is the owner, or the
+owner itself. Requests and answers are one line of JSON each.
 """
 
 from __future__ import annotations
@@ -12,25 +12,32 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import struct
+import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from qemu_ring.dirty import Tracking
 from qemu_ring.errors import DeadlineError, ExitStatus, HostError, QemuRingError, UsageError
-from qemu_ring.machine import Accelerator, Machine, probe_kvm, probe_qemu
+from qemu_ring.machine import Machine, QemuBinary, credentials, probe_kvm, probe_qemu
 from qemu_ring.memslot import FlushPolicy
-from qemu_ring.migration.toggle import toggle
+from qemu_ring.migration.errors import MigrationError
+from qemu_ring.migration.shield import to_the_end
+from qemu_ring.migration.toggle import Toggled, toggle
+from qemu_ring.migration.twin import twin_accelerator
+from qemu_ring.qmp import commands
 
 __all__ = ["GuestOwner", "ToggleAnswer", "ToggleRequest", "request_toggle"]
 
-_CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group
 _LINE = 1 << 16
+_ASK_SECONDS = 5.0
+"""For a client to send its request, once it is connected."""
+_FIND_SECONDS = 5.0
+_POLL_SECONDS = 0.02
 
 
 class ToggleRequest(BaseModel):
@@ -38,7 +45,7 @@ class ToggleRequest(BaseModel):
 
     Args:
         tracking: such as "ring:4096".
-        policy: flush policy, for a patched QEMU; None for QEMU's own choice.
+        policy: flush policy, for a patched QEMU; None for the one that the guest has.
     """
 
     tracking: str
@@ -52,6 +59,10 @@ class ToggleAnswer(BaseModel):
         downtime_seconds: see `Toggled`.
         seconds: see `Toggled`.
         pid: process id of the QEMU that has the guest now.
+        running: see `Toggled`.
+        state: the guest's run state now.
+        qemu: what QEMU it is, as in every JSON document.
+        notes: see `Toggled`.
     """
 
     error: str | None = None
@@ -60,6 +71,10 @@ class ToggleAnswer(BaseModel):
     downtime_seconds: float | None = None
     seconds: float = 0.0
     pid: int | None = None
+    running: bool = False
+    state: str = ""
+    qemu: dict[str, object] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -79,6 +94,7 @@ class GuestOwner:
     log_directory: Path | None = None
     _first: Machine | None = None
     _busy: asyncio.Lock | None = None
+    _answering: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def __aenter__(self) -> GuestOwner:
         self._first = self.machine
@@ -102,19 +118,22 @@ class GuestOwner:
         """
         assert self._busy is not None
         async with self._busy:
-            accelerator = await self._accelerator(request)
-            toggled = await toggle(
-                self.machine,
-                self.binary,
-                accelerator,
-                monitors=self.monitors,
-                log_directory=self.log_directory,
-            )
+            qemu = await probe_qemu(self.binary)
+            toggled = await self._toggle(request, qemu)
             self.machine = toggled.machine
+        try:
+            state = (await commands.query_status(toggled.machine.monitor)).status
+        except QemuRingError as error:
+            why = (await toggled.machine.explain(error)).message
+            raise MigrationError(f"the guest was moved, but is lost since: {why}") from error
         return ToggleAnswer(
             downtime_seconds=toggled.downtime_seconds,
             seconds=toggled.seconds,
             pid=toggled.machine.pid,
+            running=toggled.running,
+            state=state,
+            qemu=qemu.as_dict(),
+            notes=toggled.notes,
         )
 
     async def wait(self) -> Machine:
@@ -129,48 +148,76 @@ class GuestOwner:
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
-        """Take requests of this user's processes."""
-        address = _address(os.getpid())
-        server = await asyncio.start_unix_server(self._answer, path=address, limit=_LINE)
-        async with server:
-            yield
+        """Take requests of this user's processes; those under way at the end are cancelled."""
+        closing = False
 
-    async def _accelerator(self, request: ToggleRequest) -> Accelerator:
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if closing:
+                writer.close()
+                return
+            task = asyncio.ensure_future(self._answer(reader, writer))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+            task.add_done_callback(lambda _: writer.close())  # it may be cancelled unbegun
+
+        server = await asyncio.start_unix_server(connected, path=_address(os.getpid()), limit=_LINE)
+        try:
+            yield
+        finally:
+            # Not the server's own wait_closed(): it waits until the clients see fit to leave.
+            closing = True
+            server.close()
+            for task in self._answering:
+                task.cancel()
+            if self._answering:
+                await to_the_end(_all_done(set(self._answering)))
+
+    async def _toggle(self, request: ToggleRequest, qemu: QemuBinary) -> Toggled:
         tracking = Tracking.parse(request.tracking)
-        description = self.machine.description
-        if description is not None and description.accelerator.name != "kvm":
-            raise UsageError("the guest does not use KVM", hint="TCG tracks in one way only")
         tracking.require(await asyncio.to_thread(probe_kvm))
-        qemu = await probe_qemu(self.binary)
-        accelerator = tracking.accelerator(qemu)
-        if request.policy is None:
-            return accelerator
-        qemu.require_flush_policies()
-        return Accelerator(
-            accelerator.name, {**accelerator.properties, "memslot-flush": request.policy.value}
-        )
+        accelerator = await twin_accelerator(self.machine, tracking, qemu, request.policy)
+        try:
+            return await toggle(
+                self.machine,
+                self.binary,
+                accelerator,
+                monitors=self.monitors,
+                log_directory=self.log_directory,
+            )
+        except BaseException:
+            # The twin listened on these last, so that the kernel names it as who is there.
+            for listening in self.monitors:
+                with suppress(OSError):
+                    listening.listen()
+            raise
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            peer = writer.get_extra_info("socket")
-            if _credentials(peer)[1] not in {os.getuid(), 0}:
+            if credentials(writer.get_extra_info("socket"))[1] not in {os.getuid(), 0}:
                 return
-            try:
-                request = ToggleRequest.model_validate_json(await reader.readline())
-                answer = await self.toggle(request)
-            except (ValidationError, ValueError) as error:
-                line = str(error).splitlines()[0]
-                answer = ToggleAnswer(error=f"not a request: {line}", exit_status=ExitStatus.USAGE)
-            except QemuRingError as error:
-                answer = ToggleAnswer(
-                    error=error.message, hint=error.hint, exit_status=error.exit_status
-                )
+            answer = await self._answer_to(reader)
             writer.write(answer.model_dump_json().encode() + b"\n")
             await writer.drain()
-        except ConnectionError:
-            pass  # whoever asked has gone; the guest has moved, or not, all the same
-        finally:
-            writer.close()
+        except (ConnectionError, asyncio.TimeoutError):
+            pass  # whoever asked has gone, or never did; the guest has moved, or not, all the same
+
+    async def _answer_to(self, reader: asyncio.StreamReader) -> ToggleAnswer:
+        try:
+            line = await asyncio.wait_for(reader.readline(), _ASK_SECONDS)
+            request = ToggleRequest.model_validate_json(line)
+        except (ValidationError, ValueError) as error:
+            why = f"not a request: {str(error).splitlines()[0]}"
+            return ToggleAnswer(error=why, exit_status=ExitStatus.USAGE)
+        try:
+            return await self.toggle(request)
+        except QemuRingError as error:
+            return ToggleAnswer(error=error.message, hint=error.hint, exit_status=error.exit_status)
+        except OSError as error:
+            return ToggleAnswer(error=f"it failed: {error}", exit_status=ExitStatus.FAILED)
+
+
+async def _all_done(tasks: set[asyncio.Task[None]]) -> None:
+    await asyncio.wait(tasks)
 
 
 async def request_toggle(
@@ -186,22 +233,21 @@ async def request_toggle(
     Raises:
         UsageError: there is no such socket.
         HostError: the guest was started by something that does not toggle.
-        QemuRingError: it was not done; the guest goes on where it was.
+        DeadlineError: there was no answer in time; whether it was done is not known.
+        QemuRingError: it was not done; the message tells whether the guest goes on.
     """
-    listener = await asyncio.to_thread(_listener, path)
-    owner = _parent(listener)
-    try:
-        reader, writer = await asyncio.open_unix_connection(_address(owner))
-    except ConnectionRefusedError as error:
-        raise HostError(
-            f"the guest at {path}, process {listener}, was not started by qemu-ring run",
-            hint="only its owner can start its twin; see migration.toggle for your own controller",
-        ) from error
+    reader, writer, owner = await _connect(path)
     try:
         writer.write(request.model_dump_json().encode() + b"\n")
         line = await asyncio.wait_for(reader.readline(), timeout)
     except asyncio.TimeoutError as error:
-        raise DeadlineError(f"process {owner} did not answer within {timeout:g} s") from error
+        raise DeadlineError(
+            f"process {owner} did not answer within {timeout:g} s; whether it moves the guest, "
+            "or has moved it, is not known",
+            hint=f"see which QEMU answers at {path} then",
+        ) from error
+    except ConnectionError:
+        line = b""
     finally:
         writer.close()
     if not line:
@@ -214,15 +260,37 @@ async def request_toggle(
     return answer
 
 
+async def _connect(path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int]:
+    """Reach the owner of the guest at a path; returns its process id, too.
+
+    The last to listen there was the guest's QEMU, its owner after a toggle that failed, or, for a
+    moment, a twin that has just ended.
+
+    Raises:
+        UsageError: there is no such socket.
+        HostError: nobody who toggles.
+    """
+    end = time.monotonic() + _FIND_SECONDS
+    while True:
+        listener = await asyncio.to_thread(_listener, path)
+        parent = _parent(listener)
+        for owner in (listener, parent):
+            with suppress(ConnectionError):
+                reader, writer = await asyncio.open_unix_connection(_address(owner))
+                if credentials(writer.get_extra_info("socket"))[0] == owner:
+                    return reader, writer, owner
+                writer.close()  # it took another one's name
+        if parent or time.monotonic() > end:
+            raise HostError(
+                f"the guest at {path}, process {listener}, was not started by qemu-ring run",
+                hint="only its owner can start its twin; see migration.toggle for your own "
+                "controller",
+            )
+        await asyncio.sleep(_POLL_SECONDS)
+
+
 def _address(pid: int) -> str:
     return f"\0qemu-ring/guest/{pid}"
-
-
-def _credentials(peer: socket.socket) -> tuple[int, int, int]:
-    """Process, user and group at the other end."""
-    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, gid = _CREDENTIALS.unpack(raw)
-    return pid, uid, gid
 
 
 def _parent(pid: int) -> int:
@@ -248,4 +316,4 @@ def _listener(path: str) -> int:
             raise UsageError(
                 f"{path}: {error.strerror or error}", hint="name the socket of qemu-ring run --qmp"
             ) from error
-        return _credentials(probe)[0]
+        return credentials(probe)[0]

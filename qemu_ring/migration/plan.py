@@ -8,6 +8,7 @@ from typing import Literal
 
 from qemu_ring.errors import UsageError
 from qemu_ring.migration.channel import Channel, Fd, File
+from qemu_ring.migration.errors import GuestAt
 
 __all__ = [
     "AbortRules",
@@ -168,7 +169,8 @@ class Tls:
             it, so best absolute.
         destination_directory: ca-cert.pem, server-cert.pem and server-key.pem; None for the
             same directory.
-        hostname: the destination's name in its certificate; None for the channel's host.
+        hostname: the destination's name in its certificate; None for the channel's host, which
+            only `Tcp` has.
     """
 
     source_directory: Path
@@ -222,6 +224,9 @@ class MigrationPlan:
             `Migration.complete` is called.
         abort: when to give up.
         leave_paused: leave the guest paused at the destination.
+        if_stale: where the guest goes on if verification found stale pages at the destination:
+            at the source, which still has all of its memory; at the destination; or nowhere,
+            so that both can be looked at.
     """
 
     kind: Kind = field(default_factory=Precopy)
@@ -240,6 +245,7 @@ class MigrationPlan:
     pause_before_switchover: bool = False
     abort: AbortRules = field(default_factory=AbortRules)
     leave_paused: bool = False
+    if_stale: GuestAt = GuestAt.SOURCE
 
     def __post_init__(self) -> None:
         _at_least("max_bandwidth", self.max_bandwidth, 0)
@@ -260,6 +266,24 @@ class MigrationPlan:
             raise UsageError(f"{self.channel.words} is a single connection", hint="use tcp or unix")
         if self.mapped_ram is not None and not isinstance(self.channel, File):
             raise UsageError("mapped-ram goes to a file only", hint="give it a File channel")
+        if self.if_stale not in (GuestAt.SOURCE, GuestAt.DESTINATION, GuestAt.NOWHERE):
+            raise UsageError(f"no guest can be made to go on {self.if_stale}")
+        self._check_tls()
+
+    def _check_tls(self) -> None:
+        if self.tls is None:
+            return
+        if not self.channel.bidirectional:
+            # QEMU would wait for the handshake's answer, some versions for good.
+            raise UsageError(
+                f"TLS cannot go by {self.channel.words}: its handshake needs an answer",
+                hint="use tcp, unix or fd",
+            )
+        if self.tls.hostname is None and not self.channel.has_host:
+            raise UsageError(
+                f"TLS by {self.channel.words} needs the name in the destination's certificate",
+                hint="give it as the hostname",
+            )
 
     @property
     def kind_name(self) -> str:

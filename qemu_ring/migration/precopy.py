@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import socket
+import asyncio
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
 from qemu_ring.machine import Machine
+from qemu_ring.migration.aftermath import stays_when_it_fails
+from qemu_ring.migration.channel import Fd
 from qemu_ring.migration.errors import EndedEarlyError, MigrationError
-from qemu_ring.qmp import Event, Listener, MigrationInfo, MigrationStatus, commands
+from qemu_ring.migration.shield import ShieldedStack
+from qemu_ring.migration.side import Side
+from qemu_ring.qmp import Event, Listener, MigrationInfo, MigrationStatus, QmpError, commands
 
 __all__ = ["HeldPrecopy", "Pace"]
 
-_FD_NAME = "qemu-ring-migration"
+_CANCEL_SECONDS = 30.0
+_POLL_SECONDS = 0.005
 _UNLIMITED = 1 << 40
 _FINAL = {status.value for status in MigrationStatus if status.is_final}
 
@@ -46,6 +52,9 @@ class HeldPrecopy:
             ...  # the first pass is over, and the migration goes on
             await migration.finish()
 
+    Left before it is finished, it is cancelled, and the guest goes on at the source. Both
+    sides get their former settings back in any case.
+
     Args:
         source: a running guest.
         destination: its twin, started with `incoming="defer"`.
@@ -55,14 +64,18 @@ class HeldPrecopy:
     def __init__(self, source: Machine, destination: Machine, pace: Pace | None = None) -> None:
         self._source = source.monitor
         self._destination = destination.monitor
+        self._arrives_at = destination
         self._pace = pace or Pace()
-        self._listening = ExitStack()
+        self._sides = (Side("source", source.monitor), Side("destination", destination.monitor))
+        self._stopped = False
+        self._stack = ShieldedStack()
 
     async def __aenter__(self) -> HeldPrecopy:
-        self._passes = self._listening.enter_context(
-            self._source.events("MIGRATION", "MIGRATION_PASS")
-        )
-        self._arrivals = self._listening.enter_context(self._destination.events("MIGRATION"))
+        self._passes = self._stack.enter_context(self._source.events("MIGRATION", "MIGRATION_PASS"))
+        self._arrivals = self._stack.enter_context(self._destination.events("MIGRATION"))
+        for side in self._sides:
+            self._stack.push_async_callback(side.restore)
+        self._stack.push_async_callback(self._give_up)
         return self
 
     async def __aexit__(
@@ -71,7 +84,7 @@ class HeldPrecopy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._listening.close()
+        await self._stack.aclose()
 
     async def hold(self, *, timeout: float = 60.0) -> None:
         """Start, wait until the first pass is over, and from then on send slowly.
@@ -84,18 +97,20 @@ class HeldPrecopy:
             MigrationError: it failed.
             DeadlineError: the first pass did not end in time.
         """
-        for monitor in (self._source, self._destination):
-            await commands.set_capabilities(monitor, {"events": True})
+        for side in self._sides:
+            await side.set_capabilities({"events": True})
         # A limit of 0 would complete at once: QEMU then skips the exact count.
-        await commands.set_parameters(
-            self._source, max_bandwidth=self._pace.first_pass, downtime_limit=1
+        await self._sides[0].set_parameters(
+            {"max-bandwidth": self._pace.first_pass, "downtime-limit": 1}
         )
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            await self._source.send_fd(_FD_NAME, ours.fileno())
-            await self._destination.send_fd(_FD_NAME, theirs.fileno())
-        await commands.migrate_incoming(self._destination, f"fd:{_FD_NAME}")
-        await commands.migrate(self._source, f"fd:{_FD_NAME}")
+        connection = Fd().connect(self._source, self._destination)
+        self._stack.callback(connection.close, completed=False)
+        self._stack.push_async_callback(connection.abandon)
+        stays = await stays_when_it_fails(self._arrives_at)
+        uri = await connection.listen()
+        await commands.migrate_incoming(self._destination, uri, exit_on_error=not stays)
+        await commands.migrate(self._source, await connection.reach())
+        connection.established()
         await self._wait(self._passes, lambda event: event.data.get("pass", 0) >= 2, timeout)
         await commands.set_parameters(self._source, max_bandwidth=self._pace.held)
         if not (await commands.query_status(self._source)).running:
@@ -126,6 +141,7 @@ class HeldPrecopy:
             MigrationError: it failed, or had ended already.
             DeadlineError: it did not complete in time.
         """
+        self._stopped = (await commands.query_status(self._source)).running
         await commands.stop(self._source)
         await self.progress()
         # The downtime limit stays low: the guest is stopped, so nothing is gained by a
@@ -134,6 +150,19 @@ class HeldPrecopy:
         for events in (self._passes, self._arrivals):
             await self._wait(events, _completed, timeout)
         return await commands.query_migrate(self._source)
+
+    async def _give_up(self) -> None:
+        """Leave no migration going, and no guest stopped that has not moved."""
+        until = time.monotonic() + _CANCEL_SECONDS
+        with suppress(QmpError):  # one that is gone needs nothing
+            info = await commands.query_migrate(self._source)
+            if info.is_active:
+                await commands.migrate_cancel(self._source)
+            while info.is_active and time.monotonic() < until:
+                await asyncio.sleep(_POLL_SECONDS)
+                info = await commands.query_migrate(self._source)
+            if self._stopped and info.status is not MigrationStatus.COMPLETED:
+                await commands.cont(self._source)
 
     async def _wait(
         self, events: Listener, wanted: Callable[[Event], bool], timeout: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import AsyncExitStack
 
 from qemu_ring.errors import QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.machine import Machine
@@ -11,6 +10,7 @@ from qemu_ring.migration.arrival import Arrival
 from qemu_ring.migration.errors import MigrationError
 from qemu_ring.migration.plan import MigrationPlan
 from qemu_ring.migration.settings import destination_settings
+from qemu_ring.migration.shield import ShieldedStack
 from qemu_ring.migration.side import Side, require_support
 from qemu_ring.qmp import CommandError
 
@@ -41,11 +41,12 @@ async def restore(destination: Machine, plan: MigrationPlan, *, timeout: float =
     await require_support([(side, settings)])
     await side.require_waiting()
     started = time.monotonic()
-    async with AsyncExitStack() as stack:
+    async with ShieldedStack() as stack:
         stack.push_async_callback(side.restore)
         await side.set(settings)
         connection = plan.channel.connect(None, destination.monitor)
         stack.callback(connection.close, completed=False)
+        stack.push_async_callback(connection.abandon)
         arrival = stack.enter_context(Arrival(destination))
         try:
             await arrival.expect(await connection.listen(), paused=plan.leave_paused)

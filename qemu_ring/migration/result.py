@@ -71,6 +71,7 @@ class MigrationResult:
         timeline: each iteration, and what was sampled.
         comparison: of both memories, where it was asked for.
         aftermath: how both sides were found.
+        problem: why a guest whose memory is stale could not go on at the source; empty as a rule.
     """
 
     status: MigrationStatus
@@ -83,6 +84,7 @@ class MigrationResult:
     timeline: Timeline
     comparison: Comparison | None
     aftermath: Aftermath
+    problem: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -99,5 +101,7 @@ class MigrationResult:
             "timeline": self.timeline.as_dict(),
             "stale_pages": None if comparison is None else comparison.pages_stale_total,
             "stale": None if comparison is None else [asdict(page) for page in comparison.stale],
+            "excused": [] if comparison is None else [asdict(page) for page in comparison.excused],
             "aftermath": aftermath,
+            "problem": self.problem,
         }

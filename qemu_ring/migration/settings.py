@@ -22,6 +22,7 @@ MANAGED_CAPABILITIES = frozenset(
         "background-snapshot",
         "dirty-limit",
         "events",
+        "late-block-activate",
         "mapped-ram",
         "multifd",
         "pause-before-switchover",
@@ -76,9 +77,18 @@ def _shared(plan: MigrationPlan) -> Settings:
     return settings
 
 
-def destination_settings(plan: MigrationPlan) -> Settings:
-    """What the destination, or a QEMU that restores from a file, is set to."""
-    return _shared(plan)
+def destination_settings(plan: MigrationPlan, *, held: bool = False) -> Settings:
+    """What the destination, or a QEMU that restores from a file, is set to.
+
+    Args:
+        plan: what is wanted.
+        held: whether the guest is held when it has arrived, and may go back: the source can
+            have its disks as long as the destination has not taken them.
+    """
+    settings = _shared(plan)
+    if held:
+        settings.capabilities.add("late-block-activate")
+    return settings
 
 
 def source_settings(plan: MigrationPlan) -> Settings:

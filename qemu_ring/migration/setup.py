@@ -12,7 +12,12 @@ __all__ = ["set_up"]
 
 
 async def set_up(
-    stack: AsyncExitStack, plan: MigrationPlan, source: Side, destination: Side | None
+    stack: AsyncExitStack,
+    plan: MigrationPlan,
+    source: Side,
+    destination: Side | None,
+    *,
+    held: bool = False,
 ) -> None:
     """Set up both sides as the plan wants it; nothing is set if one of them cannot.
 
@@ -21,6 +26,7 @@ async def set_up(
         plan: what is wanted.
         source: the guest's.
         destination: None if there is none, or it is yet to be started.
+        held: whether the guest is held at the destination, to be verified.
 
     Raises:
         QemuUnsuitableError: a QEMU cannot do it, or not this mix.
@@ -28,7 +34,7 @@ async def set_up(
     """
     sides = [(source, source_settings(plan))]
     if destination is not None:
-        sides.append((destination, destination_settings(plan)))
+        sides.append((destination, destination_settings(plan, held=held)))
     await require_support(sides)
     await source.require_idle()
     for side, settings in sides:

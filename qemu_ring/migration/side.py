@@ -77,9 +77,10 @@ class Side:
         listening = (await commands.query_migrate(self.monitor)).is_active
         if state != "inmigrate" or listening:
             what = "listens already" if listening else f"is in state {state}"
+            again = "start it anew" if listening else "start it"
             raise UsageError(
                 f"the {self.role} does not wait to be told where to listen, it {what}",
-                hint="start it with -incoming defer",
+                hint=f"{again} with -incoming defer",
             )
 
     async def set(self, settings: Settings) -> None:
@@ -90,26 +91,33 @@ class Side:
             UsageError: QEMU refused a parameter; in its words.
         """
         had = await commands.query_capabilities(self.monitor)
-        states = {
-            name: name in settings.capabilities
-            for name in sorted(MANAGED_CAPABILITIES & had.keys())
-            if had[name] != (name in settings.capabilities)
-        }
-        if states:
-            # Before it is sent: when cancelled, it may be carried out all the same.
-            self._capabilities = {name: had[name] for name in states}
-            try:
-                await commands.set_capabilities(self.monitor, states)
-            except CommandError as error:
-                raise QemuUnsuitableError(
-                    f"the {self.role} refuses it: {error.description}",
-                    hint="leave out one of the two, or use another QEMU",
-                ) from error
+        managed = MANAGED_CAPABILITIES & had.keys()
+        await self.set_capabilities({name: name in settings.capabilities for name in managed})
         parameters = dict(settings.parameters)
         known = (await self.monitor.schema()).command_arguments("migrate-set-parameters")
         if "mode" in known:
             parameters.setdefault("mode", "normal")
         await self.set_parameters(parameters)
+
+    async def set_capabilities(self, states: dict[str, bool]) -> None:
+        """Turn capabilities on and off where they differ, and remember what they were.
+
+        Raises:
+            QemuUnsuitableError: QEMU refused the mix of capabilities; in its words.
+        """
+        had = await commands.query_capabilities(self.monitor)
+        changed = {name: on for name, on in sorted(states.items()) if had.get(name) != on}
+        if not changed:
+            return
+        # Before it is sent: when cancelled, it may be carried out all the same.
+        self._capabilities = {name: had.get(name, False) for name in changed} | self._capabilities
+        try:
+            await commands.set_capabilities(self.monitor, changed)
+        except CommandError as error:
+            raise QemuUnsuitableError(
+                f"the {self.role} refuses it: {error.description}",
+                hint="leave out one of the two, or use another QEMU",
+            ) from error
 
     async def set_parameters(self, parameters: dict[str, object]) -> None:
         """Set parameters by QMP name, and remember what they were before the first time.
@@ -150,16 +158,25 @@ class Side:
         await self.set_parameters(parameters)
 
     async def restore(self) -> None:
-        """Set everything back, as far as QEMU takes it; one that is gone needs nothing."""
-        with suppress(QmpError):
-            if self._parameters:
-                await self.monitor.execute("migrate-set-parameters", self._parameters)
-        with suppress(QmpError):
-            if self._capabilities:
-                await commands.set_capabilities(self.monitor, self._capabilities)
-        if self._has_tls:
-            with suppress(QmpError):
-                await commands.object_del(self.monitor, _TLS_ID)
+        """Set everything back, as far as QEMU takes it; one that is gone needs nothing.
+
+        One whose migration goes on keeps what it has: it needs that, and if it is postcopy, it
+        may have to be recovered with it.
+        """
+        with suppress(QmpError):  # one that is gone, or hangs, is not asked again and again
+            if not (self._parameters or self._capabilities or self._has_tls):
+                return
+            if (await commands.query_migrate(self.monitor)).is_active:
+                return
+            with suppress(CommandError):
+                if self._parameters:
+                    await self.monitor.execute("migrate-set-parameters", self._parameters)
+            with suppress(CommandError):
+                if self._capabilities:
+                    await commands.set_capabilities(self.monitor, self._capabilities)
+            with suppress(CommandError):
+                if self._has_tls:
+                    await commands.object_del(self.monitor, _TLS_ID)
         self._parameters, self._capabilities, self._has_tls = {}, {}, False
 
 

@@ -20,7 +20,7 @@ class Sample:
         iteration: passes over memory begun (QEMU's dirty-sync-count).
         transferred: sent so far.
         remaining: known to be left to send.
-        dirty_rate: dirtied by the guest, as of the last sync.
+        dirty_rate: dirtied by the guest, as QEMU measured it last; once a second at most.
         bandwidth: as QEMU measured it last.
         expected_downtime: QEMU's estimate.
         throttle: percent that auto-converge takes from the vCPUs.
@@ -55,7 +55,8 @@ class Iteration:
         remaining: to send, as it began.
         bytes_sent: in it.
         bandwidth: bytes sent by its seconds.
-        dirty_rate: as QEMU measured it at the sync that began it.
+        dirty_rate: as QEMU had measured it last when it began. QEMU measures no more than once a
+            second, at a sync: shorter passes repeat the figure of an earlier one.
         expected_downtime: as it began.
         throttle: as it began.
         ring_full_seconds: as it began.

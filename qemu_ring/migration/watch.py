@@ -9,19 +9,28 @@ from contextlib import suppress
 from types import TracebackType
 
 from qemu_ring._compat import timeout as deadline
-from qemu_ring.errors import QemuRingError
+from qemu_ring.migration.aftermath import is_in_postcopy
 from qemu_ring.migration.plan import MigrationPlan, Postcopy
+from qemu_ring.migration.shield import stopped
 from qemu_ring.migration.timeline import Sample, TimelineRecorder
-from qemu_ring.qmp import CommandError, Event, MigrationInfo, MigrationStatus, Monitor, commands
+from qemu_ring.qmp import (
+    CommandError,
+    CommandTimeoutError,
+    Event,
+    MigrationInfo,
+    MigrationStatus,
+    Monitor,
+    QmpError,
+    commands,
+)
 
 __all__ = ["Watch"]
 
-_POSTCOPY = {
-    MigrationStatus.POSTCOPY_DEVICE,
-    MigrationStatus.POSTCOPY_ACTIVE,
-    MigrationStatus.POSTCOPY_RECOVER_SETUP,
-    MigrationStatus.POSTCOPY_RECOVER,
-}
+_SWITCH_SECONDS = 5.0
+"""Until postcopy has switched over when told to, unless its channel is stuck."""
+_POLL_SECONDS = 0.005
+_SWITCHOVER_STATES = {"finish-migrate", "postmigrate", "colo"}
+"""Run states of a guest that its migration stopped, and nobody else."""
 
 
 class Watch:
@@ -31,13 +40,15 @@ class Watch:
         status: the source's, from its events.
         info: its last reply to query-migrate.
         recorder: the timeline so far.
-        failure: what ended the watch other than the migration's end; None as a rule.
+        failure: what ended the watch other than the migration's end, be it the source's loss
+            or an exception of `on_sample`; None as a rule.
+        is_silent: whether the source did not answer when asked last.
         abort_reason: which rule had it cancelled, in words; empty if none had.
-        stopped_at: when the source's guest stopped last, host monotonic clock.
+        stopped_at: when the migration stopped the guest, host monotonic clock.
         started_at, ended_at: of the migration.
         switched_to_postcopy: whether it came to that.
         pauses: how often postcopy lost its channel.
-        was_running: whether the guest ran at the start.
+        was_running: whether the guest ran until the migration stopped it.
     """
 
     def __init__(
@@ -56,9 +67,13 @@ class Watch:
         self._events = source.events("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME")
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._busy = False
         self._begun = False
         self._cancel_asked = False
+        self._held_back = False
+        self._switch_asked_at: float | None = None
+        self._let_through = False
         self._passes = 0
         self._least_remaining: int | None = None
         self._passes_without_progress = 0
@@ -66,7 +81,8 @@ class Watch:
         self.info = MigrationInfo()
         self.started_at = self.ended_at = time.monotonic()
         self.recorder = TimelineRecorder(self.started_at)
-        self.failure: QemuRingError | None = None
+        self.failure: Exception | None = None
+        self.is_silent = False
         self.abort_reason = ""
         self.stopped_at: float | None = None
         self.switched_to_postcopy = False
@@ -86,10 +102,12 @@ class Watch:
         traceback: TracebackType | None,
     ) -> None:
         assert self._task is not None
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        self._events.__exit__(kind, error, traceback)
+        try:
+            await stopped(self._task)
+            if self._looking is not None:
+                await stopped(self._looking)
+        finally:
+            self._events.__exit__(kind, error, traceback)
 
     @property
     def over(self) -> bool:
@@ -107,14 +125,14 @@ class Watch:
         return self.status is MigrationStatus.PRE_SWITCHOVER
 
     @property
-    def in_postcopy_running(self) -> bool:
-        """Whether the guest has moved, and its memory follows."""
-        return self.status in _POSTCOPY
+    def is_paused(self) -> bool:
+        """Whether postcopy lost its channel, and waits for another."""
+        return self.status is MigrationStatus.POSTCOPY_PAUSED
 
     @property
     def in_postcopy(self) -> bool:
         """Whether the guest has moved before its memory, be it paused or not."""
-        return self.in_postcopy_running or self.status is MigrationStatus.POSTCOPY_PAUSED
+        return is_in_postcopy(self.status)
 
     @property
     def settled(self) -> bool:
@@ -131,10 +149,51 @@ class Watch:
             self._cancel_asked and self.status is MigrationStatus.FAILED
         )
 
-    async def cancel(self) -> None:
-        """Ask for the migration's end."""
-        self._cancel_asked = True
-        await commands.migrate_cancel(self._source)
+    async def find_status(self) -> MigrationStatus:
+        """Ask which state it is in, once it is not about to switch over to postcopy.
+
+        To cancel it at that moment would lose the guest. No switchover is begun from now on. A
+        channel that is stuck keeps it from that; it is not waited for.
+        """
+        self._held_back = True
+        stuck = time.monotonic() + _SWITCH_SECONDS
+        while True:
+            status = (await self._ask()).status or MigrationStatus.NONE
+            if not self._may_switch(status) or time.monotonic() > stuck:
+                return status
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def end(self) -> MigrationStatus:
+        """Cancel it, and wait until it is over; asks, because there may be nobody who watches."""
+        await self._cancel()
+        while True:
+            status = (await self._ask()).status
+            if status is not None and status.is_final:
+                await self.until(lambda: self.over)
+                return status
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def start_postcopy(self) -> None:
+        """Ask for the switchover to postcopy."""
+        # Before it is sent: when cancelled, it may be carried out all the same.
+        self._switch_asked_at = time.monotonic()
+        try:
+            await commands.migrate_start_postcopy(self._source)
+        except CommandError:
+            self._switch_asked_at = None
+            raise
+
+    async def let_through(self, *, timeout: float) -> None:
+        """Let a switchover that waits go on; no error if it has gone on already."""
+        self._let_through = True
+        try:
+            await commands.migrate_continue(
+                self._source, MigrationStatus.PRE_SWITCHOVER, timeout=timeout
+            )
+        except CommandError:
+            await self.refresh()
+            if self.info.status is MigrationStatus.PRE_SWITCHOVER:
+                raise
 
     def has_passes(self, count: int) -> bool:
         """Whether more than so many passes have ended."""
@@ -142,7 +201,7 @@ class Watch:
 
     async def refresh(self) -> None:
         """Ask again, because QEMU adds up the totals only after it calls it completed."""
-        self.info = await commands.query_migrate(self._source)
+        self.info = await self._ask()
 
     async def until(self, predicate: Callable[[], bool]) -> None:
         """Wait until it is so, and all that was told until then is on record; no deadline."""
@@ -150,23 +209,58 @@ class Watch:
             self._changed.clear()
             await self._changed.wait()
 
+    async def _ask(self) -> MigrationInfo:
+        return await commands.query_migrate(self._source)
+
+    async def _cancel(self) -> None:
+        self._cancel_asked = True
+        await commands.migrate_cancel(self._source)
+
+    def _may_switch(self, status: MigrationStatus) -> bool:
+        """Whether postcopy was told to switch over, and may do so at any moment in this state."""
+        if self._switch_asked_at is None:
+            return False
+        if status is MigrationStatus.PRE_SWITCHOVER:
+            return self._let_through
+        return status in (MigrationStatus.ACTIVE, MigrationStatus.DEVICE)
+
     async def _run(self) -> None:
         try:
             while not self.over:
                 event = await self._next()
                 self._busy = True
-                if event is not None:
-                    self._note(event)
-                if self._begun:
-                    await self._sample(asked=event is None or event.name == "MIGRATION_PASS")
-                    await self._apply_rules()
+                try:
+                    await self._take(event)
+                    self.is_silent = False
+                except CommandTimeoutError:  # it hangs, which is not its end
+                    self.is_silent = True
+                self._end_passes()
                 self._busy = False
                 self._changed.set()
-        except QemuRingError as error:
+        except Exception as error:  # noqa: BLE001 - of `on_sample`, too; whoever waits is told
             self.failure = error
         finally:
             self._busy = False
             self._changed.set()
+
+    async def _take(self, event: Event | None) -> None:
+        if event is not None:
+            self._note(event)
+        if self._begun:
+            if event is None or event.name == "MIGRATION_PASS" or self.settled:
+                await self._sample()
+            if self._looking is not None and (self.settled or self._looking.done()):
+                looking, self._looking = self._looking, None
+                await looking
+            await self._apply_rules()
+
+    async def _look_who_stopped_it(self, event: Event) -> None:
+        with suppress(QmpError):  # one that is gone, or hangs, is noticed by those who follow it
+            state = (await commands.query_status(self._source)).status
+            if state in _SWITCHOVER_STATES:
+                self.was_running, self.stopped_at = True, event.arrived
+            else:
+                self.was_running = state == "running"
 
     async def _next(self) -> Event | None:
         """The next event; None when it is time for a sample."""
@@ -181,7 +275,14 @@ class Watch:
 
     def _note(self, event: Event) -> None:
         if event.name == "STOP":
-            self.stopped_at = event.arrived
+            # Not waited for: the figures of a last pass are to be had only right now.
+            look = self._look_who_stopped_it(event)
+            self._looking = asyncio.create_task(look, name="who stopped it")
+        elif event.name == "RESUME":
+            self.was_running = True
+            if self._looking is not None:
+                self._looking.cancel()
+                self._looking = None
         elif event.name == "MIGRATION_PASS":
             self._passes = int(event.data["pass"])
             self.recorder.begin(self._passes, event.arrived)
@@ -194,21 +295,23 @@ class Watch:
                 self._begun, self.started_at = True, event.arrived
                 self.recorder = TimelineRecorder(event.arrived)
             self.ended_at = event.arrived
-            self.switched_to_postcopy |= status in _POSTCOPY
+            self.switched_to_postcopy |= is_in_postcopy(status)
             self.pauses += status is MigrationStatus.POSTCOPY_PAUSED
             self.status = status
             if self.over or self.status is MigrationStatus.POSTCOPY_ACTIVE:
                 self._on_connected()
 
-    async def _sample(self, *, asked: bool) -> None:
-        if asked or self.settled:
-            self.info = await commands.query_migrate(self._source)
-            sample = self.recorder.add(self.info)
-            if sample is not None and self._on_sample is not None:
-                self._on_sample(sample)
+    async def _sample(self) -> None:
+        self.info = await self._ask()
+        sample = self.recorder.add(self.info)
+        if sample is not None and self._on_sample is not None:
+            self._on_sample(sample)
+
+    def _end_passes(self) -> None:
+        if not self._begun:
+            return
         passes_over = self.over or self.in_postcopy
-        ended = self.recorder.end_passes(over=self.ended_at if passes_over else None)
-        for iteration in ended:
+        for iteration in self.recorder.end_passes(over=self.ended_at if passes_over else None):
             self._count_progress(iteration.remaining)
 
     def _count_progress(self, remaining: int | None) -> None:
@@ -222,17 +325,19 @@ class Watch:
 
     async def _apply_rules(self) -> None:
         """Switch to postcopy, or abort, when the plan says so."""
-        if self.settled or self.status is MigrationStatus.CANCELLING:
+        if self.settled or self._held_back or self.status is MigrationStatus.CANCELLING:
             return
-        kind = self._plan.kind
-        if isinstance(kind, Postcopy) and self._passes > kind.after_passes:
+        kind, asked = self._plan.kind, self._switch_asked_at
+        if isinstance(kind, Postcopy) and asked is None and self._passes > kind.after_passes:
             with suppress(CommandError):  # it may have switched over by itself
-                await commands.migrate_start_postcopy(self._source)
+                await self.start_postcopy()
+            return
+        if asked is not None and time.monotonic() < asked + _SWITCH_SECONDS:
             return
         reason = self._reason_to_abort()
         if reason and not self.abort_reason:
             self.abort_reason = reason
-            await self.cancel()
+            await self._cancel()
 
     def _reason_to_abort(self) -> str:
         rules = self._plan.abort

@@ -11,8 +11,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -112,6 +113,63 @@ def test_refused(patched_qemu: Path, tmp_path: Path) -> None:
         assert status == 3
         assert "over this host's limit" in why
         assert "RAM block" in done("slots", str(path))  # it goes on
+
+
+def test_log_directory_that_is_gone(patched_qemu: Path, tmp_path: Path) -> None:
+    path, logs = tmp_path / "guest.qmp", tmp_path / "logs"
+    logs.mkdir()
+    with running(patched_qemu, path, "--log-dir", str(logs)) as process:
+        logs.rmdir()
+        done("toggle", "--to", "bitmap", str(path))
+        assert process.poll() is None
+        assert "RAM block" in done("slots", str(path))
+
+
+def test_all_but_the_tracking_stays(patched_qemu: Path, tmp_path: Path) -> None:
+    path = tmp_path / "guest.qmp"
+    arguments = ("--set", "accelerator-properties={kernel-irqchip: split}")
+    with running(patched_qemu, path, "--tracking", "bitmap", *arguments):
+        done("policy", "set", "quiesce", str(path))
+        for tracking in ("ring:2048", "bitmap"):
+            document = json.loads(done("toggle", "--to", tracking, "--json", str(path)))
+            words = Path(f"/proc/{document['pid']}/cmdline").read_text()
+            assert "kernel-irqchip=split" in words
+            assert ("dirty-ring-size=2048" in words) == (tracking != "bitmap")
+            assert json.loads(done("policy", "get", "--json", str(path)))["policy"] == "quiesce"
+        qemu = document["qemu"]
+        assert qemu["path"] == str(patched_qemu)
+        assert (qemu["patched"], len(qemu["sha256"])) == (True, 64)
+        shown = json.loads(done("slots", "--json", str(path)))["qemu"]
+        assert (shown["path"], shown["sha256"]) == (qemu["path"], qemu["sha256"])
+
+
+def test_monitor_that_another_client_takes(patched_qemu: Path, tmp_path: Path) -> None:
+    """The answer tells the state; nobody has to ask the new QEMU for it."""
+    path = tmp_path / "guest.qmp"
+    over = Event()
+
+    def hold() -> None:
+        while not over.is_set():
+            with socket.socket(socket.AF_UNIX) as client:
+                try:
+                    client.connect(str(path))
+                    client.settimeout(0.2)
+                    while not over.is_set():
+                        with suppress(TimeoutError):
+                            if not client.recv(4096):
+                                break
+                except OSError:
+                    pass
+
+    with running(patched_qemu, path):
+        holder = Thread(target=hold)
+        holder.start()
+        try:
+            document = json.loads(done("toggle", "--to", "bitmap", "--json", str(path)))
+        finally:
+            over.set()
+            holder.join()
+        assert (document["state"], document["tracking"]) == ("running", "bitmap")
 
 
 def test_tcg_has_one_way_of_tracking(patched_qemu: Path, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,9 @@ from qemu_ring.machine import (
     probe_qemu,
 )
 from qemu_ring.migration import GuestDowntime, firmware_writes
+from qemu_ring.qmp import commands
 from qemu_ring.verify import Block
+from tests.kvm.migration.qemus import Qemus
 
 MIB = 1 << 20
 RAM = 40 * MIB
@@ -59,6 +62,13 @@ class Pair:
             firmware_writes(self.memory.fd, self.vcpus),
             firmware_writes(self.destination_memory.fd, self.vcpus),
         )
+
+    async def assert_source_goes_on(self) -> None:
+        """The guest writes at the source, and could be migrated again."""
+        assert (await commands.query_status(self.source.monitor)).running
+        before = self.control.statistics().writes
+        await self.control.wait(lambda now: now.writes > before, timeout=5, what="no writes")
+        assert not (await commands.query_migrate(self.source.monitor)).is_active
 
     @property
     def first_page(self) -> int:
@@ -93,6 +103,29 @@ def workload(vcpus: int, pages_per_second: float | None, region: Region = REGION
     return Workload((region,), tuple(streams))
 
 
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA, and certificates of a client and of a server that is called ring.test."""
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*arguments: str) -> None:
+        command = ["openssl", *arguments]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+
+    new = ("req", "-newkey", "rsa:2048", "-nodes")
+    ca = ("-x509", "-days", "2", "-subj", "/CN=ring CA", "-keyout", "ca-key.pem")
+    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    openssl(*new, *ca, *usage, "-out", "ca-cert.pem")
+    for name in ("client", "server"):
+        request = ("-keyout", f"{name}-key.pem", "-out", f"{name}.csr")
+        openssl(*new, "-subj", f"/CN={name}", *request)
+        (folder / "extensions").write_text("subjectAltName=DNS:ring.test\n")
+        signing = ("-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-CAcreateserial", "-days", "2")
+        files = ("-in", f"{name}.csr", "-out", f"{name}-cert.pem", "-extfile", "extensions")
+        openssl("x509", "-req", *files, *signing)
+    return folder
+
+
 @pytest.fixture
 def start_pair(qemu_path: Path) -> StartPair:
     """Start both sides; by default by bitmap, one vCPU, a writer that precopy can follow."""
@@ -105,6 +138,7 @@ def start_pair(qemu_path: Path) -> StartPair:
         vcpus: int = 1,
         pages_per_second: float | None = 4000,
         machine: str = "pc",
+        extra: tuple[str, ...] = (),
     ) -> AsyncIterator[Pair]:
         tsc_hz = probe_kvm().tsc_khz * 1000
         load = workload(vcpus, pages_per_second)
@@ -120,6 +154,7 @@ def start_pair(qemu_path: Path) -> StartPair:
                 vcpus=vcpus,
                 firmware=image_bytes(),
                 fw_cfg=load.fw_cfg(tsc_hz),
+                extra=extra,
             )
             twin = replace(
                 description, memory=MemoryBackend("ram", memory[1]), incoming="defer", paused=True
@@ -135,3 +170,10 @@ def start_pair(qemu_path: Path) -> StartPair:
             yield Pair(binary, source, destination, control, memory[0], memory[1], vcpus)
 
     return start
+
+
+@pytest.fixture
+def qemus(qemu_path: Path, tmp_path: Path) -> Iterator[Qemus]:
+    started = Qemus(tmp_path, qemu_path)
+    yield started
+    started.stop()

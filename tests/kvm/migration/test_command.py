@@ -7,18 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from qemu_ring.cli.main import main
-from qemu_ring.guest import Pattern, Region, Stream, Workload, image_bytes
+from tests.kvm.migration.qemus import Qemus
 
 pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
-RAM = 40 * MIB
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -35,53 +33,6 @@ def run(*arguments: str, expect: int) -> tuple[str, str]:
     out, err = process.communicate(timeout=60)
     assert process.returncode == expect, err
     return out, err
-
-
-class Qemus:
-    """A guest that writes, and its twin, each with a QMP socket and memory with a name."""
-
-    def __init__(self, folder: Path, binary: Path) -> None:
-        self.source, self.destination = str(folder / "source.qmp"), str(folder / "twin.qmp")
-        region = Region("ram", 8 * MIB, 32 * MIB)
-        span = Workload((region,), (Stream(),)).span("ram")
-        workload = Workload((region,), (Stream(Pattern.LOOP, span, pages_per_second=4000),))
-        (folder / "firmware").write_bytes(image_bytes())
-        common = ["-accel", "kvm", "-machine", "pc,memory-backend=ram", "-m", f"size={RAM}B"]
-        common += ["-nodefaults", "-display", "none", "-bios", str(folder / "firmware")]
-        for name, content in workload.fw_cfg(1_000_000_000).items():
-            path = folder / name.replace("/", "-")
-            path.write_bytes(content)
-            common += ["-fw_cfg", f"name={name},file={path}"]
-        self.processes = []
-        for name, more in (("source", []), ("twin", ["-incoming", "defer"])):
-            memory = f"memory-backend-file,id=ram,share=on,size={RAM}B,mem-path={folder / name}.ram"
-            monitor = f"unix:{folder / name}.qmp,server=on,wait=off"
-            self.processes.append(
-                subprocess.Popen(
-                    [str(binary), *common, "-object", memory, "-qmp", monitor, *more],
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-            )
-        deadline = time.monotonic() + 20
-        while not all(Path(path).exists() for path in (self.source, self.destination)):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-
-    def assert_alive(self) -> None:
-        assert [process.poll() for process in self.processes] == [None, None]
-
-    def stop(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait(timeout=10)
-
-
-@pytest.fixture
-def qemus(qemu_path: Path, tmp_path: Path) -> Iterator[Qemus]:
-    started = Qemus(tmp_path, qemu_path)
-    yield started
-    started.stop()
 
 
 def test_words(qemus: Qemus) -> None:
@@ -109,11 +60,39 @@ def test_json(qemus: Qemus) -> None:
     qemus.assert_alive()
 
 
+def test_memory_that_cannot_be_compared_is_told_first(qemu_path: Path, tmp_path: Path) -> None:
+    nameless = tmp_path / "nameless"
+    nameless.mkdir()
+    qemus = Qemus(tmp_path, qemu_path, memory_folder=nameless)
+    try:
+        out, err = run(qemus.source, qemus.destination, "--verify", expect=2)
+        assert out == ""
+        assert err.count("\n") == 1
+        assert "memory ram: what is behind it at the source is no file" in err
+        # Nothing was begun.
+        out, _ = run(qemus.source, qemus.destination, expect=0)
+        assert "the guest runs at the destination" in out
+        qemus.assert_alive()
+    finally:
+        qemus.stop()
+
+
+def test_tls_needs_a_name(qemus: Qemus, tmp_path: Path) -> None:
+    options = ("--tls-dir", str(tmp_path))
+    _, err = run(qemus.source, qemus.destination, *options, expect=2)
+    assert "TLS by unix needs the name in the destination's certificate" in err
+    _, err = run(qemus.source, "--to-file", str(tmp_path / "saved"), *options, expect=2)
+    assert "its handshake needs an answer; use tcp, unix or fd" in err
+    qemus.assert_alive()
+
+
 def test_to_a_file_and_back(qemus: Qemus, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     out, _ = run(qemus.source, "--to-file", str(saved), expect=0)
     assert f"precopy over file:{saved}: completed" in out
     assert saved.stat().st_size > MIB
+    _, err = run(qemus.source, "--to-file", str(saved), expect=2)
+    assert "is there already; replace it with --overwrite" in err
     options = ("--leave-paused", "--json")
     out, err = run(qemus.destination, "--from-file", str(saved), *options, expect=0)
     document = json.loads(out)
@@ -129,7 +108,10 @@ def test_from_no_file(qemus: Qemus, tmp_path: Path) -> None:
     _, err = run(qemus.destination, "--from-file", str(tmp_path / "none"), expect=2)
     assert "none cannot be opened: No such file" in err
     assert err.count("\n") == 1
-    _, err = run(qemus.source, "--from-file", str(tmp_path / "source.ram"), expect=2)
+    _, err = run(qemus.destination, "--from-file", str(tmp_path / "source.ram"), expect=2)
+    assert "source.ram holds no saved guest" in err
+    (tmp_path / "begun").write_bytes(b"QEVM")
+    _, err = run(qemus.source, "--from-file", str(tmp_path / "begun"), expect=2)
     assert "it is in state running; start it with -incoming defer" in err
     qemus.assert_alive()
 
@@ -191,7 +173,30 @@ def test_what_qemu_refuses_is_one_line(qemus: Qemus) -> None:
         (["a", "b", "--auto-converge", "--dirty-limit", "1M"], "two ways to do one thing"),
         (["a", "b", "--max-bandwidth", "fast"], "'fast' is no size"),
         (["a", "b", "--kind", "cpr-reboot"], "saves to a file"),
-        (["a", "b", "--abort-seconds", "-1"], "not greater than 0"),
+        (["a", "b", "--abort-seconds", "-1"], "-1 is out of range"),
+        (["a", "b", "--abort-seconds", "inf"], "no finite number"),
+        (["a", "b", "--downtime-limit", "nan"], "no finite number"),
+        (["a", "b", "--downtime-limit", "2001"], "use 0 to 2000"),
+        (["a", "b", "--multifd", "256"], "use 1 to 255"),
+        (["a", "b", "--max-bandwidth", "9999999999G"], "is too much"),
+        (["a", "b", "--compression-level", "1"], "--compression-level needs --compression"),
+        (
+            ["a", "b", "--multifd=2", "--compression=zlib", "--compression-level=10"],
+            "zlib has 0 to 9",
+        ),
+        (["a", "b", "--direct-io"], "--direct-io needs --mapped-ram"),
+        (["a", "b", "--dirty-limit", "1500K"], "whole MiB"),
+        (["a", "b", "--xbzrle", "3M"], "no power of two"),
+        (["a", "b", "--channel", "exec:cat"], "--exec-incoming COMMAND"),
+        (["a", "b", "--kind", "background-snapshot"], "--to-file FILE"),
+        (["a", "b", "--tls-dir", "x"], "give it with --tls-hostname NAME"),
+        (["a", "b", "--overwrite"], "--overwrite needs --to-file"),
+        (["a", "a"], "the same monitor"),
+        (["a", "--to-file", "/dev/null"], "no regular file"),
+        (["a", "--to-file", "/tmp"], "a directory"),
+        (["a", "--to-file", "/no/such/file"], "/no/such is no directory"),
+        (["a", "--from-file", "/dev/null"], "no regular file"),
+        (["a", "--from-file", "/etc/passwd"], "holds no saved guest"),
         (["a", "b", "--exec-incoming", "x"], "needs --channel exec"),
         (["a", "b", "--mapped-ram"], "to a file only"),
     ],
@@ -209,7 +214,7 @@ def test_wrong_input_is_one_line(
 
 
 def test_nobody_there(tmp_path: Path) -> None:
-    out, err = run(str(tmp_path / "none"), str(tmp_path / "none"), expect=4)
+    out, err = run(str(tmp_path / "none"), str(tmp_path / "neither"), expect=2)
     assert out == ""
     assert err.count("\n") == 1
     assert "is QEMU running" in err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -242,29 +241,6 @@ async def test_background_snapshot_is_of_one_moment(
 
 
 # TLS
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CA, and certificates of a client and of a server that is called ring.test."""
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments: str) -> None:
-        command = ["openssl", *arguments]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
-
-    new = ("req", "-newkey", "rsa:2048", "-nodes")
-    ca = ("-x509", "-days", "2", "-subj", "/CN=ring CA", "-keyout", "ca-key.pem")
-    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
-    openssl(*new, *ca, *usage, "-out", "ca-cert.pem")
-    for name in ("client", "server"):
-        request = ("-keyout", f"{name}-key.pem", "-out", f"{name}.csr")
-        openssl(*new, "-subj", f"/CN={name}", *request)
-        (folder / "extensions").write_text("subjectAltName=DNS:ring.test\n")
-        signing = ("-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-CAcreateserial", "-days", "2")
-        files = ("-in", f"{name}.csr", "-out", f"{name}-cert.pem", "-extfile", "extensions")
-        openssl("x509", "-req", *files, *signing)
-    return folder
 
 
 @pytest.mark.parametrize("multifd", [None, Multifd()], ids=["one", "multifd"])

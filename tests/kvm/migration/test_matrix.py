@@ -34,6 +34,7 @@ from qemu_ring.migration import (
     Multifd,
     Postcopy,
     Tcp,
+    Tls,
     Unix,
     Xbzrle,
     restore,
@@ -79,6 +80,12 @@ LIVE: dict[str, Make] = {
     "postcopy": lambda channel: MigrationPlan(
         channel=channel,
         kind=Postcopy(),
+        **SLOW,  # type: ignore[arg-type]
+    ),
+    "postcopy-paused-before": lambda channel: MigrationPlan(
+        channel=channel,
+        kind=Postcopy(),
+        pause_before_switchover=True,
         **SLOW,  # type: ignore[arg-type]
     ),
     "postcopy-preempt": lambda channel: MigrationPlan(
@@ -213,6 +220,27 @@ async def test_other_channels(
         assert result.comparison.equal
         await pair.wait_writing_at_destination()
     case = (name, "precopy", str(tracking), channel, str(vcpus))
+    table.add(case, result, time.monotonic() - started)
+
+
+@trackings
+@may_be_refused
+async def test_tls(
+    start_pair: StartPair,
+    shape: tuple[str, Path, int],
+    table: Table,
+    tracking: Tracking,
+    certificates: Path,
+) -> None:
+    name, binary, vcpus = shape
+    plan = MigrationPlan(channel=Tcp(), tls=Tls(certificates, hostname="ring.test"))
+    async with start_pair(binary, tracking=tracking, vcpus=vcpus, pages_per_second=1000) as pair:
+        started = time.monotonic()
+        result = await go(pair, plan)
+        assert result.comparison is not None
+        assert result.comparison.equal
+        await pair.wait_writing_at_destination()
+    case = (name, "precopy+tls", str(tracking), "tcp", str(vcpus))
     table.add(case, result, time.monotonic() - started)
 
 

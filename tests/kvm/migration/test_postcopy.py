@@ -241,3 +241,76 @@ async def test_leaving_a_paused_postcopy_leaves_both_sides_alone(
             assert machine.returncode is None
         info = await commands.query_migrate(pair.source.monitor)
         assert info.status is MigrationStatus.POSTCOPY_PAUSED
+
+
+async def wait_switched(monitor: Monitor) -> None:
+    deadline = time.monotonic() + 10
+    while (await commands.query_migrate(monitor)).status is MigrationStatus.ACTIVE:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("asked", ["cancel", "leave"])
+@pytest.mark.parametrize("ms", [0, 1, 2, 4, 8, 16, None])
+async def test_given_up_when_it_is_about_to_switch_over(
+    start_pair: StartPair,
+    binary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ms: float | None,
+    asked: str,
+) -> None:
+    """Whether it has moved or not, the guest runs on; None: just when it has begun to."""
+    real = commands.migrate_start_postcopy
+    told = asyncio.Event()
+
+    async def start(monitor: Monitor) -> None:
+        await real(monitor)
+        if ms is None:
+            await wait_switched(monitor)
+        told.set()
+        if ms is None:  # whoever watches has heard nothing of it yet
+            await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(commands, "migrate_start_postcopy", start)
+    async with start_pair(binary, pages_per_second=None) as pair:
+        async with Migration(pair.source, pair.destination, plan(Unix(), Postcopy())) as migration:
+            await asyncio.wait_for(told.wait(), 30)
+            await asyncio.sleep((ms or 0) / 1000)
+            if asked == "cancel":
+                with suppress(MigrationError):  # it came too late
+                    await migration.cancel()
+        deadline = time.monotonic() + 10
+        while True:
+            info = await commands.query_migrate(pair.source.monitor)
+            if not info.is_active:
+                break
+            assert time.monotonic() < deadline, info.status
+            await asyncio.sleep(0.01)
+        if info.status is MigrationStatus.COMPLETED:
+            await pair.wait_writing_at_destination()
+        else:
+            await pair.assert_source_goes_on()
+
+
+async def test_waits_before_it_switches_over(start_pair: StartPair, binary: Path) -> None:
+    async with start_pair(binary, pages_per_second=None) as pair:
+        one = plan(Unix(), Postcopy(), pause_before_switchover=True)
+        async with Migration(pair.source, pair.destination, one, verify=pair.blocks) as migration:
+            async for _ in migration.iterations():
+                pass
+            assert migration.status is MigrationStatus.PRE_SWITCHOVER
+            result = await migration.complete(timeout=60)
+        assert result.switched_to_postcopy
+        assert result.comparison is not None
+        assert result.comparison.equal
+        await pair.wait_writing_at_destination()
+
+
+async def test_cancelled_before_it_switches_over(start_pair: StartPair, binary: Path) -> None:
+    async with start_pair(binary, pages_per_second=None) as pair:
+        one = plan(Unix(), Postcopy(), pause_before_switchover=True)
+        async with Migration(pair.source, pair.destination, one) as migration:
+            async for _ in migration.iterations():
+                pass
+            assert (await migration.cancel()).guest_at is GuestAt.SOURCE
+        await pair.assert_source_goes_on()

@@ -6,83 +6,22 @@ import asyncio
 import hashlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
 import pytest
 
-from qemu_ring.dirty import Tracking
 from qemu_ring.errors import DeadlineError, QemuRingError, UsageError
-from qemu_ring.guest import Pattern, Region, Stream, Workload, WorkloadControl, image_bytes
-from qemu_ring.machine import (
-    Accelerator,
-    Machine,
-    MachineDescription,
-    MemoryBackend,
-    UnnamedFile,
-    probe_kvm,
-    probe_qemu,
-)
-from qemu_ring.migration.toggle import Toggled, toggle
+from qemu_ring.guest import WorkloadControl
+from qemu_ring.machine import Accelerator, Machine
+from qemu_ring.migration.toggle import toggle
 from qemu_ring.qmp import commands
+from tests.kvm.migration.toggling import after_start, guest
 
 pytestmark = pytest.mark.ring
-
-MIB = 1 << 20
-RAM = 64 * MIB
-
-
-@dataclass
-class Guest:
-    """A guest under load, wherever it is."""
-
-    qemu: Path
-    machine: Machine
-    control: WorkloadControl
-    ram: UnnamedFile
-    stack: AsyncExitStack
-
-    async def to(self, tracking: str, timeout: float = 30.0) -> Toggled:
-        accelerator = Tracking.parse(tracking).accelerator(await probe_qemu(self.qemu))
-        toggled = await toggle(self.machine, self.qemu, accelerator, timeout=timeout)
-        self.machine = await self.stack.enter_async_context(toggled.machine)
-        return toggled
-
-    async def writes_on(self) -> None:
-        """Wait until the guest has written more."""
-        before = self.control.statistics().writes
-        await self.control.wait(
-            lambda now: now.writes > before + 1000, timeout=10, what="the guest does not write"
-        )
-
-
-@asynccontextmanager
-async def guest(
-    qemu: Path, tracking: str = "bitmap", *, vcpus: int = 1, share: bool = True
-) -> AsyncIterator[Guest]:
-    """A guest that writes all the time."""
-    region = Region("heap", 16 * MIB, RAM - 16 * MIB)
-    spans = Workload((region,), (Stream(),)).span("heap").split(vcpus)
-    streams = tuple(Stream(Pattern.LOOP, span, pages_per_second=50_000) for span in spans)
-    workload = Workload((region,), streams)
-    tsc_hz = probe_kvm().tsc_khz * 1000
-    async with AsyncExitStack() as stack:
-        ram = stack.enter_context(UnnamedFile("ram", RAM))
-        description = MachineDescription(
-            accelerator=Tracking.parse(tracking).accelerator(await probe_qemu(qemu)),
-            memory=MemoryBackend("ram", ram, share=share),
-            vcpus=vcpus,
-            firmware=image_bytes(),
-            fw_cfg=workload.fw_cfg(tsc_hz),
-        )
-        machine = await stack.enter_async_context(await Machine.start(qemu, description))
-        control = stack.enter_context(WorkloadControl(ram.fd, workload, tsc_hz))
-        if share:
-            await control.wait_writing()
-        yield Guest(qemu, machine, control, ram, stack)
 
 
 @contextmanager
@@ -105,21 +44,6 @@ def watching(control: WorkloadControl) -> Iterator[list[str]]:
     finally:
         over.set()
         thread.join()
-
-
-@contextmanager
-def after_start(monkeypatch: pytest.MonkeyPatch, what: Callable[[Machine], None]) -> Iterator[None]:
-    """Do something to each machine as soon as it was started."""
-    real = Machine.start
-
-    async def start(*arguments: object, **options: object) -> Machine:
-        machine = await real(*arguments, **options)  # type: ignore[arg-type]
-        what(machine)
-        return machine
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Machine, "start", start)
-        yield
 
 
 @pytest.mark.parametrize("vcpus", [1, 4])

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -243,3 +244,16 @@ def test_schema_for_editors() -> None:
     done = subprocess.run([*COMMAND, "--schema"], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
     assert json.loads(done.stdout)["properties"].keys() >= {"memory", "workload", "linux", "slots"}
+
+
+def test_memory_without_a_name_can_be_verified(run_guest: Run, tmp_path: Path) -> None:
+    """It is opened through the QEMUs that answer at the monitors."""
+    source, destination = tmp_path / "source.qmp", tmp_path / "destination.qmp"
+    run_guest(GUESTS / "tcg.yaml", "--qmp", source)
+    run_guest(GUESTS / "tcg.yaml", "--qmp", destination, "--incoming", "defer")
+    command = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate"]
+    done = subprocess.run(
+        [*command, source, destination, "--verify"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "memory: 64.0 MiB compared, all equal" in done.stdout

@@ -5,16 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
+from qemu_ring.machine import Machine
+from qemu_ring.migration import Migration, MigrationPlan, Unix
+from qemu_ring.qmp import Monitor
 
 GREETING = {
     "QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 10}, "package": ""}}
     | {"capabilities": ["oob"]}
 }
-CAPABILITIES = ("events", "return-path", "multifd", "xbzrle")
+CAPABILITIES = (
+    "events",
+    "return-path",
+    "multifd",
+    "xbzrle",
+    "late-block-activate",
+    "postcopy-ram",
+    "pause-before-switchover",
+)
+PLAN = MigrationPlan(channel=Unix(), max_bandwidth=100)
 
 
 def enum(name: str, *values: str) -> dict[str, Any]:
@@ -54,8 +70,8 @@ class FakeQemu:
         self.task: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter
 
-    async def start(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
+    async def start(self, ends: tuple[socket.socket, socket.socket]) -> socket.socket:
+        ours, theirs = ends
         reader, self._writer = await asyncio.open_connection(sock=theirs)
         self.task = asyncio.create_task(self._serve(reader))
         return ours
@@ -69,9 +85,17 @@ class FakeQemu:
         stamp = {"seconds": 1_700_000_000, "microseconds": 0}
         self._send({"event": name, "data": data, "timestamp": stamp})
 
-    def status(self, status: str) -> None:
+    def status(self, *statuses: str) -> None:
+        for status in statuses:
+            self.migration = {"status": status}
+            self.event("MIGRATION", status=status)
+
+    def silently(self, status: str) -> None:
+        """Be in a state that no event has told of yet."""
         self.migration = {"status": status}
-        self.event("MIGRATION", status=status)
+
+    def go_away(self) -> None:
+        self._writer.close()
 
     def _send(self, message: object) -> None:
         self._writer.write(json.dumps(message).encode() + b"\r\n")
@@ -106,6 +130,9 @@ class FakeQemu:
 
     def _reply(self, name: str) -> Any:
         match name:
+            case "cont" if self.state != "inmigrate":
+                self.state = "running"
+                self.event("RESUME")
             case "query-migrate-capabilities":
                 return [{"capability": c, "state": s} for c, s in self.capabilities.items()]
             case "query-migrate-parameters":
@@ -122,9 +149,74 @@ class FakeQemu:
         return sum(one == name for one, _ in self.asked)
 
 
+async def until(predicate: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + 5
+    while not predicate():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0)
+
+
+def refusal(text: str) -> dict[str, str]:
+    return {"class": "GenericError", "desc": text}
+
+
+@dataclass
+class Fakes:
+    """A source that runs, a destination that waits, and both as this package sees them."""
+
+    source: FakeQemu
+    destination: FakeQemu
+    first: Machine
+    second: Machine
+
+    def migration(self, plan: MigrationPlan = PLAN, **more: Any) -> Migration:
+        return Migration(self.first, self.second, plan, **more)
+
+    def arrive(self) -> None:
+        """Have both sides complete it."""
+        self.source.state, self.destination.state = "postmigrate", "paused"
+        self.destination.status("completed")
+        self.source.status("completed")
+
+    def settings(self) -> list[tuple[dict[str, bool], dict[str, Any]]]:
+        sides = (self.source, self.destination)
+        return [(dict(one.capabilities), dict(one.parameters)) for one in sides]
+
+
+@asynccontextmanager
+async def both(
+    socketpair: Callable[[], tuple[socket.socket, socket.socket]],
+) -> AsyncIterator[Fakes]:
+    source, destination = FakeQemu(), FakeQemu("inmigrate")
+    made = []
+    for name, fake in (("source", source), ("destination", destination)):
+        monitor = await Monitor.connect(await fake.start(socketpair()), name=name)
+        made.append(Machine(name, monitor))
+    yield Fakes(source, destination, *made)
+    for machine in made:
+        await machine.close()
+    await source.stop()
+    await destination.stop()
+
+
 @pytest.fixture
-def fake_qemu() -> type[FakeQemu]:
-    return FakeQemu
+async def fakes() -> AsyncIterator[Fakes]:
+    async with both(socket.socketpair) as made:
+        yield made
+
+
+@pytest.fixture
+async def fake_by_tcp() -> AsyncIterator[Fakes]:
+    """Both with monitors on TCP."""
+
+    def socketpair() -> tuple[socket.socket, socket.socket]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            ours = socket.create_connection(server.getsockname())
+            return ours, server.accept()[0]
+
+    async with both(socketpair) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

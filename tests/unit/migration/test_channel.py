@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from qemu_ring.errors import UsageError
-from qemu_ring.migration import Unix
+from qemu_ring.migration import File, MigrationError, Unix
+
+if TYPE_CHECKING:
+    from tests.unit.migration.conftest import Fakes
 
 
 @pytest.fixture
@@ -51,3 +55,25 @@ def test_what_is_no_socket_is_not_touched(folder: Path, name: str) -> None:
     with pytest.raises(UsageError, match="is there already, and no socket"):
         Unix(folder / name).connect(None, None)
     assert (folder / "file").read_text() == "of value"
+
+
+def test_directory_is_no_file_to_save_to(folder: Path) -> None:
+    with pytest.raises(UsageError, match="is a directory"):
+        File(folder).connect(None, None)
+
+
+async def test_saved_guest_whose_place_was_taken_meanwhile_is_kept(
+    folder: Path, fakes: Fakes
+) -> None:
+    connection = File(folder / "saved").connect(fakes.first.monitor, None)
+    await connection.reach()
+    (partial,) = names(folder)
+    (folder / partial).write_text("a guest")
+    (folder / "saved").mkdir()
+    with pytest.raises(MigrationError, match="saved cannot be written: Is a directory") as caught:
+        connection.finish()
+    connection.close(completed=True)
+    assert set(names(folder)) == {"saved", partial.removeprefix(".")}
+    kept = folder / partial.removeprefix(".")
+    assert caught.value.hint == f"it is in {kept}"
+    assert kept.read_text() == "a guest"

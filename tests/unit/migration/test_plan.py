@@ -22,6 +22,7 @@ from qemu_ring.migration import (
     Multifd,
     Postcopy,
     Tcp,
+    Tls,
     Unix,
     Xbzrle,
 )
@@ -32,6 +33,7 @@ from qemu_ring.migration.settings import (
 )
 
 FILE = File(Path("/tmp/x"))
+TLS = Tls(Path("/tls"), hostname="ring.test")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,10 @@ FILE = File(Path("/tmp/x"))
         (lambda: MigrationPlan(multifd=Multifd(), channel=Fd()), "fd is a single connection"),
         (lambda: MigrationPlan(kind=Postcopy(preempt=True)), "fd is a single connection"),
         (lambda: MigrationPlan(multifd=Multifd(), channel=Exec("cat")), "exec:cat is a single"),
+        (lambda: MigrationPlan(tls=TLS, channel=FILE), "file:/tmp/x: its handshake needs"),
+        (lambda: MigrationPlan(tls=TLS, channel=Exec("cat")), "exec:cat: its handshake needs"),
+        (lambda: MigrationPlan(tls=Tls(Path("/tls")), channel=Unix()), "unix needs the name"),
+        (lambda: MigrationPlan(tls=Tls(Path("/tls"))), "fd needs the name"),
         (lambda: MigrationPlan(max_bandwidth=-1), "max_bandwidth -1"),
         (lambda: MigrationPlan(downtime_limit=-0.1), "downtime_limit"),
         (lambda: Postcopy(after_passes=0), "after_passes 0 is less than 1"),
@@ -64,6 +70,18 @@ def test_plain_plan_sets_what_tells_of_it_and_nothing_else() -> None:
     assert source_settings(MigrationPlan()).capabilities == {"events", "return-path"}
     assert source_settings(MigrationPlan()).parameters == {}
     assert destination_settings(MigrationPlan(channel=FILE)).capabilities == {"events"}
+
+
+def test_tls_by_what_has_a_host_or_is_told_it() -> None:
+    MigrationPlan(tls=Tls(Path("/tls")), channel=Tcp())
+    for channel in (Unix(), Fd()):
+        MigrationPlan(tls=TLS, channel=channel)
+
+
+def test_destination_whose_guest_may_go_back_does_not_take_its_disks() -> None:
+    plan = MigrationPlan()
+    more = destination_settings(plan, held=True).capabilities
+    assert more - destination_settings(plan).capabilities == {"late-block-activate"}
 
 
 def test_each_side_gets_what_is_its_own() -> None:

@@ -1,0 +1,204 @@
+"""What follows once a migration is over: memory compared, the guest let go, the outcome told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from qemu_ring.errors import QemuRingError
+from qemu_ring.machine import Machine
+from qemu_ring.migration.aftermath import find_aftermath, is_in_postcopy
+from qemu_ring.migration.arrival import Arrival
+from qemu_ring.migration.downtime import Downtime, GuestDowntime
+from qemu_ring.migration.errors import (
+    GuestAt,
+    MigrationAbortedError,
+    MigrationCancelledError,
+    MigrationError,
+)
+from qemu_ring.migration.plan import MigrationPlan
+from qemu_ring.migration.postcopy import lost_channel
+from qemu_ring.migration.result import MigrationResult, Totals
+from qemu_ring.migration.shield import to_the_end
+from qemu_ring.migration.watch import Watch
+from qemu_ring.qmp import MigrationStatus, QmpError, commands
+from qemu_ring.verify import Block, Comparison, compare
+
+__all__ = ["Ending"]
+
+
+class Ending:
+    """Sees to it that a guest that is held to be verified goes on, whatever becomes of that.
+
+    Args:
+        source: the guest's former QEMU.
+        watch: of the migration.
+        plan: says where the guest goes on.
+        blocks: memory to compare; empty for none.
+        guest_downtime: waited for, if there is one.
+
+    Attributes:
+        arrival: the destination's; None while there is none.
+    """
+
+    def __init__(
+        self,
+        source: Machine,
+        watch: Watch,
+        plan: MigrationPlan,
+        blocks: Sequence[Block],
+        guest_downtime: GuestDowntime | None,
+    ) -> None:
+        self.arrival: Arrival | None = None
+        self._source = source
+        self._watch = watch
+        self._plan = plan
+        self._blocks = blocks
+        self._guest_downtime = guest_downtime
+        self._comparison: Comparison | None = None
+        self._problem = ""
+        self._is_held = bool(blocks) and not plan.leave_paused
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the guest is paused when it has arrived, and not as its caller wants it."""
+        return self._is_held
+
+    async def conclude(self, *, timeout: float) -> MigrationResult:
+        """See that the destination completes it, too; verify; let the guest go on.
+
+        It may be called again if it was cancelled.
+
+        Args:
+            timeout: seconds for the destination to have all.
+
+        Raises:
+            MigrationError: the destination failed, or memory could not be compared.
+        """
+        watch, arrival = self._watch, self.arrival
+        arrived = watch.ended_at
+        if arrival is not None:
+            try:
+                await arrival.complete(timeout=timeout)
+            except QemuRingError as error:
+                raise await self._error(f"the destination failed: {error}") from error
+            arrived = arrival.arrived_at or time.monotonic()
+            await self._verify()
+            try:
+                await to_the_end(self._go_on())
+            except QemuRingError as error:
+                raise await self._error(f"the destination failed: {error}") from error
+        with suppress(QmpError):  # the guest has moved: its former QEMU may go
+            await watch.refresh()
+        return MigrationResult(
+            status=watch.status,
+            kind=self._plan.kind_name,
+            channel=self._plan.channel.words,
+            seconds=max(arrived, watch.ended_at) - watch.started_at,
+            switched_to_postcopy=watch.switched_to_postcopy,
+            downtime=await self._downtime(),
+            totals=Totals.of(watch.info),
+            timeline=watch.recorder.timeline,
+            comparison=self._comparison,
+            aftermath=await find_aftermath(self._source, self._destination),
+            problem=self._problem,
+        )
+
+    async def why_not_completed(self) -> Exception:
+        """Make the error that tells what became of a migration that is over, or is paused."""
+        watch = self._watch
+        if isinstance(watch.failure, QmpError):
+            error = await self._error(f"the source is lost: {watch.failure}")
+            error.__cause__ = watch.failure
+            return error
+        if watch.failure is not None:
+            return watch.failure
+        if watch.is_paused:
+            return await lost_channel(self._source, self._destination)
+        if watch.cancelled:
+            if not watch.abort_reason:
+                return await self._error("the migration was cancelled", MigrationCancelledError)
+            words = f"the migration was aborted: {watch.abort_reason}"
+            return await self._error(words, MigrationAbortedError)
+        with suppress(QmpError):
+            await watch.refresh()  # QEMU may have noted the reason after it told of the failure
+        reason = watch.info.error_desc or "QEMU gives no reason"
+        return await self._error(f"the migration {watch.status}: {reason}")
+
+    async def let_go(self) -> None:
+        """Let a guest that is held go on, if it has moved; for a migration that is left."""
+        if not self._is_held:
+            return
+        assert self.arrival is not None
+        sends, receives = [await _migration(one) for one in (self._source, self.arrival.machine)]
+        has_moved = MigrationStatus.COMPLETED in (sends, receives) or is_in_postcopy(sends)
+        if has_moved and receives is not None and receives is not MigrationStatus.FAILED:
+            with suppress(QemuRingError):  # it is gone, and with it the guest
+                await self._go_on()
+
+    @property
+    def _destination(self) -> Machine | None:
+        return None if self.arrival is None else self.arrival.machine
+
+    async def _verify(self) -> None:
+        if not self._blocks or self._comparison is not None:
+            return
+        try:
+            self._comparison = await compare(self._blocks)
+        except Exception as error:  # whatever it was, the guest stands still
+            with suppress(QemuRingError):
+                await to_the_end(self._go_on())
+            raise await self._error(f"memory was not compared: {error}") from error
+
+    async def _go_on(self) -> None:
+        """Let the guest run where it is to, if it is held."""
+        if not self._is_held:
+            return
+        where = GuestAt.DESTINATION
+        if self._comparison is not None and not self._comparison.equal:
+            where = self._plan.if_stale
+        if self._watch.was_running and where is GuestAt.SOURCE:
+            try:
+                await commands.cont(self._source.monitor)
+            except QmpError as error:  # the destination has its disks, or it is gone
+                self._problem = error.message
+        elif self._watch.was_running and where is GuestAt.DESTINATION:
+            assert self.arrival is not None
+            await self._resume(self.arrival)
+        self._is_held = False
+
+    async def _resume(self, arrival: Arrival) -> None:
+        if (await commands.query_status(arrival.machine.monitor)).status == "inmigrate":
+            await commands.cont(arrival.machine.monitor)  # it runs as soon as it can
+        else:
+            await arrival.resume()
+
+    async def _downtime(self) -> Downtime:
+        stopped, arrival, reported = self._watch.stopped_at, self.arrival, self._watch.info
+        seconds = switchover = guest = None
+        if stopped is not None and arrival is not None:
+            if arrival.resumed_at is not None:
+                seconds = arrival.resumed_at - stopped
+            ready = arrival.ready_at
+            switchover = None if ready is None else ready - stopped
+        if self._guest_downtime is not None and seconds is not None:
+            guest = await self._guest_downtime.wait()
+        qemu = None if reported.downtime_ms is None else reported.downtime_ms / 1000
+        return Downtime(seconds, switchover, guest, qemu)
+
+    async def _error(
+        self, message: str, kind: type[MigrationError] = MigrationError
+    ) -> MigrationError:
+        aftermath = await find_aftermath(self._source, self._destination)
+        waits = aftermath.destination == "inmigrate"
+        hint = "start the destination anew before the next try: it waits only once" if waits else ""
+        return kind(message, hint=hint, aftermath=aftermath)
+
+
+async def _migration(machine: Machine) -> MigrationStatus | None:
+    """What a side says of its migration; None if it says nothing."""
+    try:
+        return (await commands.query_migrate(machine.monitor)).status
+    except QmpError:
+        return None

@@ -1,0 +1,55 @@
+"""Two QEMUs as a user starts them, without this package: a guest that writes, and its twin."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+from qemu_ring.guest import Pattern, Region, Stream, Workload, image_bytes
+
+__all__ = ["Qemus"]
+
+MIB = 1 << 20
+RAM = 40 * MIB
+
+
+class Qemus:
+    """A guest that writes, and its twin, each with a QMP socket and memory with a name."""
+
+    def __init__(self, folder: Path, binary: Path, *, memory_folder: Path | None = None) -> None:
+        self.source, self.destination = str(folder / "source.qmp"), str(folder / "twin.qmp")
+        region = Region("ram", 8 * MIB, 32 * MIB)
+        span = Workload((region,), (Stream(),)).span("ram")
+        workload = Workload((region,), (Stream(Pattern.LOOP, span, pages_per_second=4000),))
+        (folder / "firmware").write_bytes(image_bytes())
+        common = ["-accel", "kvm", "-machine", "pc,memory-backend=ram", "-m", f"size={RAM}B"]
+        common += ["-nodefaults", "-display", "none", "-bios", str(folder / "firmware")]
+        for name, content in workload.fw_cfg(1_000_000_000).items():
+            path = folder / name.replace("/", "-")
+            path.write_bytes(content)
+            common += ["-fw_cfg", f"name={name},file={path}"]
+        self.processes = []
+        for name, more in (("source", []), ("twin", ["-incoming", "defer"])):
+            path = memory_folder or folder / f"{name}.ram"  # in a folder it has no name
+            memory = f"memory-backend-file,id=ram,share=on,size={RAM}B,mem-path={path}"
+            monitor = f"unix:{folder / name}.qmp,server=on,wait=off"
+            self.processes.append(
+                subprocess.Popen(
+                    [str(binary), *common, "-object", memory, "-qmp", monitor, *more],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+        deadline = time.monotonic() + 20
+        while not all(Path(path).exists() for path in (self.source, self.destination)):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def assert_alive(self) -> None:
+        assert [process.poll() for process in self.processes] == [None, None]
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait(timeout=10)
