@@ -61,6 +61,7 @@ class Machine:
         self.monitor = monitor
         self.description = description
         self.unsaved = ""
+        self._may_end = False
         self._process = process
         self._logs = logs or {}
         self._log_directory = log_directory
@@ -155,7 +156,7 @@ class Machine:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if isinstance(error, QemuRingError) and await self._is_gone():
+            if isinstance(error, QemuRingError) and not self._may_end and await self._is_gone():
                 raise await self.explain(error) from error
         finally:
             await self.close()
@@ -202,6 +203,13 @@ class Machine:
         how = _how(self._process.returncode) if ended else f"it runs, but {error.message}"
         lines = last_lines(self.text("output") or self.text("log"))
         return MachineDiedError(f"{self.name}: QEMU ended unasked: {how}: {lines}")
+
+    def may_end(self) -> None:
+        """Let it end without being blamed for the error with which it is left.
+
+        So does a destination when its migration is cancelled, in QEMU before 9.1.
+        """
+        self._may_end = True
 
     async def _is_gone(self) -> bool:
         """Whether the monitor is lost, or is about to be: a peer may notice first."""

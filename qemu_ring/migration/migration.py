@@ -18,10 +18,7 @@ from qemu_ring.migration.blocks import require_comparable
 from qemu_ring.migration.channel import Channel, Connection
 from qemu_ring.migration.downtime import GuestDowntime
 from qemu_ring.migration.ending import Ending
-from qemu_ring.migration.errors import (
-    Aftermath,
-    MigrationError,
-)
+from qemu_ring.migration.errors import Aftermath, MigrationCancelledError, MigrationError
 from qemu_ring.migration.plan import CprTransfer, MigrationPlan, Postcopy
 from qemu_ring.migration.postcopy import lost_channel, reconnect
 from qemu_ring.migration.result import MigrationResult
@@ -207,6 +204,9 @@ class Migration:
         try:
             async with clock:
                 return await self._complete(timeout)
+        except MigrationCancelledError:
+            self._release_destination()
+            raise
         except TimeoutError:
             if not clock.expired():
                 raise
@@ -353,6 +353,7 @@ class Migration:
             except CommandTimeoutError:
                 # One that hangs takes it when it goes on; after postcopy's switchover it must not.
                 if not isinstance(self.plan.kind, Postcopy):
+                    self._release_destination()
                     await commands.migrate_cancel(self.source.monitor, timeout=_UNHEARD_SECONDS)
                 return
             if status.is_active and not is_in_postcopy(status):
@@ -364,9 +365,14 @@ class Migration:
             raise await self._error("postcopy cannot be cancelled after the switchover")
         if not status.is_active:
             raise await self._error(f"there is nothing to cancel, it is {status}")
+        self._release_destination()
         status = await self._watch.end()
         if status is MigrationStatus.COMPLETED:
             raise await self._error(f"too late to cancel, it is {status}")
+
+    def _release_destination(self) -> None:
+        if self.destination is not None:
+            self.destination.may_end()
 
     def _connected(self) -> None:
         if self._connection is not None:

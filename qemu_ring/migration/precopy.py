@@ -157,6 +157,7 @@ class HeldPrecopy:
         with suppress(QmpError):  # one that is gone needs nothing
             info = await commands.query_migrate(self._source)
             if info.is_active:
+                self._arrives_at.may_end()
                 await commands.migrate_cancel(self._source)
             while info.is_active and time.monotonic() < until:
                 await asyncio.sleep(_POLL_SECONDS)

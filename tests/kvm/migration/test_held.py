@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qemu_ring.migration import HeldPrecopy
+from qemu_ring.errors import DeadlineError
+from qemu_ring.migration import (
+    AbortRules,
+    HeldPrecopy,
+    Migration,
+    MigrationAbortedError,
+    MigrationPlan,
+)
 from qemu_ring.qmp import MigrationStatus, Monitor, commands
 
 if TYPE_CHECKING:
@@ -42,6 +49,28 @@ async def test_left_by_an_error(
         assert info.status is MigrationStatus.CANCELLED
         assert await settings(monitor) == before
         await pair.assert_source_goes_on()
+
+
+async def test_error_is_not_blamed_on_a_destination_that_ends_with_it(
+    start_pair: StartPair,
+) -> None:
+    with pytest.raises(DeadlineError, match=r"^it took too long$"):
+        async with (
+            start_pair(pages_per_second=None) as pair,
+            HeldPrecopy(pair.source, pair.destination) as migration,
+        ):
+            await migration.hold()
+            raise DeadlineError("it took too long")
+
+
+async def test_abortion_is_not_blamed_on_it_either(start_pair: StartPair) -> None:
+    plan = MigrationPlan(max_bandwidth=1 << 20, abort=AbortRules(seconds=0.2))
+    with pytest.raises(MigrationAbortedError):
+        async with (
+            start_pair() as pair,
+            Migration(pair.source, pair.destination, plan) as migration,
+        ):
+            await migration.complete()
 
 
 async def test_cancelled(start_pair: StartPair) -> None:
