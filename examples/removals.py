@@ -21,6 +21,7 @@ from qemu_ring import (
 )
 
 SLOT_PAGES = (32 << 20) // 4096
+PACE = Pace(first_pass=20 << 20)  # bytes a second: no more than the guest writes
 GUEST = """
 memory: 64 MiB
 accelerator: kvm
@@ -52,7 +53,7 @@ async def migrate(policy: FlushPolicy) -> None:
         )
         await set_flush_policy(source.machine.monitor, policy)
         assert source.slots is not None
-        async with HeldPrecopy(source.machine, destination.machine, Pace(100 << 20)) as migration:
+        async with HeldPrecopy(source.machine, destination.machine, PACE) as migration:
             await migration.hold()
             for _ in range(200):
                 await source.slots.cycle(["nic", "helper"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -109,25 +110,12 @@ class Migration:
         self._arrival: Arrival | None = None
 
     async def __aenter__(self) -> Self:
-        async with self._stack:
-            try:
-                await self._set_up()
-                await self._begin()
-            except CommandError as error:
-                if error.command not in ("migrate", "migrate-incoming"):
-                    raise
-                which = "source" if error.command == "migrate" else "destination"
-                hint = "use another channel, or leave out what needs it"
-                used_up = which == "source" or "already" in error.description
-                if used_up and self.destination is not None:
-                    hint = f"start the destination anew, it waits only once; then {hint}"
-                raise QemuUnsuitableError(
-                    f"the {which} refuses it: {error.description}", hint=hint
-                ) from error
-            except DisconnectedError as error:
-                raise await self._error(f"the migration did not begin: {error}") from error
-            self._stack = self._stack.pop_all()
-        return self
+        try:
+            await self._enter()
+        except BaseException:
+            await self._stack.__aexit__(*sys.exc_info())
+            raise
+        return self  # with nothing awaited since: a cancellation would find nobody to clean up
 
     async def __aexit__(
         self,
@@ -296,6 +284,24 @@ class Migration:
             raise await lost_channel(self.source, self.destination)
 
     # What these are made of
+
+    async def _enter(self) -> None:
+        try:
+            await self._set_up()
+            await self._begin()
+        except CommandError as error:
+            if error.command not in ("migrate", "migrate-incoming"):
+                raise
+            which = "source" if error.command == "migrate" else "destination"
+            hint = "use another channel, or leave out what needs it"
+            used_up = which == "source" or "already" in error.description
+            if used_up and self.destination is not None:
+                hint = f"start the destination anew, it waits only once; then {hint}"
+            raise QemuUnsuitableError(
+                f"the {which} refuses it: {error.description}", hint=hint
+            ) from error
+        except DisconnectedError as error:
+            raise await self._error(f"the migration did not begin: {error}") from error
 
     async def _set_up(self) -> None:
         if isinstance(self.plan.kind, CprTransfer) != self._starts_destination:

@@ -8,7 +8,7 @@ import pytest
 
 from qemu_ring.machine import Machine, MemoryBackend
 from qemu_ring.memslot import query_rings
-from qemu_ring.migration import HeldPrecopy
+from qemu_ring.migration import HeldPrecopy, Pace
 from qemu_ring.qmp import Monitor, commands
 from qemu_ring.verify import Block, compare
 from tests.kvm.patched.guest import running
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.ring
 
 SLOT_SIZE = 32 << 20
 PAGES_PER_SECOND = 3000.0  # so that a ring is not full within the second until it is reaped
+PACE = Pace(first_pass=8 << 20)  # less than is written, so that a slow controller is in time
 # Registers of the ACPI CPU hotplug device of the machine type "pc".
 SELECT, CONTROL, EJECT = 0xAF00, 0xAF04, 0x08
 
@@ -46,7 +47,7 @@ async def test_what_it_dirtied_is_sent(patched_qemu: Path) -> None:
     twin = running(patched_qemu, slot_size=SLOT_SIZE, destination=True)
     async with guest as (source, slots), twin as (destination, _):
         await slots.add("slot", 1 << 30)
-        async with HeldPrecopy(source, destination) as migration:
+        async with HeldPrecopy(source, destination, PACE) as migration:
             await migration.hold()
             await wait_rings(
                 source.monitor, "vCPU 1 writes nothing", lambda now: now.rings[1].fill > 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -244,3 +245,40 @@ async def test_guest_that_runs_twice_is_told_of(fakes: Fakes) -> None:
             await migration.complete(timeout=5)
     assert caught.value.aftermath is not None
     assert caught.value.aftermath.guest_at is GuestAt.BOTH
+
+
+def children() -> list[str]:
+    tasks = Path("/proc/self/task").iterdir()
+    return [child for task in tasks for child in (task / "children").read_text().split()]
+
+
+@pytest.mark.parametrize("steps", range(24))
+async def test_cancelled_as_it_begins(fakes: Fakes, steps: int) -> None:
+    """So many steps of the event loop after QEMU was told to migrate."""
+    cancels(fakes)
+    before = fakes.settings()
+    loop = asyncio.get_running_loop()
+
+    async def stay() -> None:
+        async with fakes.migration():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(stay())
+
+    def cancel_after(left: int) -> None:
+        if left:
+            loop.call_soon(cancel_after, left - 1)
+        else:
+            task.cancel()
+
+    def migrate(_: Any) -> dict[str, Any]:
+        fakes.source.status("setup", "active")
+        cancel_after(steps)
+        return {}
+
+    fakes.source.replies["migrate"] = migrate
+    await asyncio.wait({task}, timeout=20)
+    assert task.cancelled()
+    assert fakes.settings() == before
+    assert fakes.source.count("migrate_cancel") == 1
+    assert not children()  # its watcher has ended
