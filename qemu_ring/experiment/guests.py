@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from qemu_ring._settled import settled
 from qemu_ring.guestfile import GuestDescription, RunningGuest, start_guest
 
 __all__ = ["start_guests"]
@@ -39,17 +40,5 @@ async def start_guests(
         finally:  # neither stack is left while a guest may still come onto it
             for start in starts:
                 start.cancel()
-            await _wait(starts)
+            await settled(starts)
         yield source, destination
-
-
-async def _wait(tasks: list[asyncio.Task[RunningGuest]]) -> None:
-    """Wait for tasks that were cancelled, even through cancellation, raised after that."""
-    cancelled: asyncio.CancelledError | None = None
-    while any(not task.done() for task in tasks):
-        try:
-            await asyncio.wait(tasks)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TypeVar
 
+from qemu_ring._settled import settled
+
 __all__ = ["ShieldedStack", "stopped", "to_the_end"]
 
 T = TypeVar("T")
@@ -16,16 +18,12 @@ T = TypeVar("T")
 async def to_the_end(work: Coroutine[object, object, T]) -> T:
     """Do something whole; a cancellation, or several, that came meanwhile is raised after that."""
     task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
+    try:
+        await settled({task})
+    except asyncio.CancelledError as cancelled:
         if not task.cancelled():
             cancelled.__cause__ = task.exception()  # and so it is not lost
-        raise cancelled
+        raise
     return task.result()
 
 

@@ -18,6 +18,7 @@ from qemu.qmp import ExecInterruptedError, ExecuteError, QMPError, Runstate, Sta
 from qemu.qmp.qmp_client import BadReplyError
 
 from qemu_ring._compat import timeout as deadline
+from qemu_ring._settled import settled
 from qemu_ring.errors import ExitStatus
 from qemu_ring.qmp._client import Cause, Client, explain
 from qemu_ring.qmp.address import Address, described, wrong_address
@@ -123,7 +124,7 @@ class Monitor:
             self._session.cancel()
         timer = asyncio.get_running_loop().call_later(timeout, self._client.abort)
         try:
-            await _settled(self._session, on_cancel=self._client.abort)
+            await settled({self._session}, on_cancel=self._client.abort)
         finally:
             timer.cancel()
 
@@ -350,19 +351,6 @@ def _no_such_monitor(message: str, hint: str) -> ConnectError:
     error = ConnectError(message, hint=hint)
     error.exit_status = ExitStatus.USAGE
     return error
-
-
-async def _settled(task: asyncio.Task[None], *, on_cancel: Callable[[], None]) -> None:
-    """Wait for the task's end, even through cancellation, which is raised after that."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-            on_cancel()
-    if cancelled is not None:
-        raise cancelled
 
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
