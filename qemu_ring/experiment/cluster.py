@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from qemu_ring import __version__
 from qemu_ring.errors import ExitStatus, HostError, QemuRingError, UsageError
 from qemu_ring.experiment.plan import Cell, Run
-from qemu_ring.experiment.process import empty_record, run_labels
-from qemu_ring.experiment.record import Status
+from qemu_ring.experiment.process import run_labels
+from qemu_ring.experiment.record import Status, empty_record
 from qemu_ring.experiment.runner import Watcher, keep_record
 from qemu_ring.experiment.stop import StopRules
 from qemu_ring.experiment.store import Results, Store

@@ -19,8 +19,8 @@ from qemu_ring.experiment.migrations import migration_plan
 from qemu_ring.experiment.plan import run_seed
 from qemu_ring.experiment.provenance import command_lines, images, provenance
 from qemu_ring.experiment.record import (
-    RESULT_SCHEMA,
     Status,
+    empty_record,
     migration_record,
     partial_record,
     sample_record,
@@ -75,22 +75,9 @@ class Measurement:
         self._samples: list[dict[str, Any]] = []
         self._ring_fill: int | None = None
         self._started = 0.0
-        self.record: dict[str, Any] = {
-            "schema": RESULT_SCHEMA,
-            "status": Status.CRASHED.value,
-            "error": "it did not come to an end",
-            "migration": None,
-            "removals": [],
-            "pages_written": None,
-            "pages_written_by_vcpu": None,
-            "pages_written_by_region": None,
-            "stale_pages": None,
-            "stale": [],
-            "stale_places": {},
-            "block_pages": {name: size // 4096 for name, size in memory_sizes(self._guest).items()},
-            "flush": None,
-            "rings": None,
-            "provenance": None,
+        self.record = empty_record(Status.CRASHED, "it did not come to an end")
+        self.record["block_pages"] = {
+            name: size // 4096 for name, size in memory_sizes(self._guest).items()
         }
 
     async def run(self) -> None:

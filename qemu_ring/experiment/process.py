@@ -12,12 +12,12 @@ from typing import Any
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.experiment.plan import Cell, Run
-from qemu_ring.experiment.record import RESULT_SCHEMA, Status
+from qemu_ring.experiment.record import Status, empty_record
 from qemu_ring.machine.machine import last_lines
 from qemu_ring.machine.memory import UnnamedFile
 from qemu_ring.machine.process import ChildProcess
 
-__all__ = ["empty_record", "run_in_process", "run_labels"]
+__all__ = ["run_in_process", "run_labels"]
 
 _GRACE_SECONDS = 10.0
 """For a run that is stopped at its limit to stop its QEMUs and tell what it has."""
@@ -112,26 +112,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # most of the real-time signals have none
         return f"signal {number}"
-
-
-def empty_record(status: Status, error: str) -> dict[str, Any]:
-    """A record of a run that told nothing."""
-    return {
-        "schema": RESULT_SCHEMA,
-        "status": status.value,
-        "error": error,
-        "migration": None,
-        "removals": [],
-        "pages_written": None,
-        "pages_written_by_vcpu": None,
-        "pages_written_by_region": None,
-        "stale_pages": None,
-        "stale": [],
-        "stale_places": {},
-        "block_pages": {},
-        "flush": None,
-        "rings": None,
-        "provenance": None,
-        "cpus": None,
-        "side_by_side": None,
-    }

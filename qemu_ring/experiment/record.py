@@ -9,7 +9,14 @@ from typing import Any, Final
 from qemu_ring.migration import Iteration, MigrationResult, Sample
 from qemu_ring.verify import Comparison
 
-__all__ = ["RESULT_SCHEMA", "Status", "migration_record", "partial_record", "stale_record"]
+__all__ = [
+    "RESULT_SCHEMA",
+    "Status",
+    "empty_record",
+    "migration_record",
+    "partial_record",
+    "stale_record",
+]
 
 RESULT_SCHEMA: Final = {"name": "qemu-ring.result", "version": 1}
 MAX_LISTED: Final = 1000
@@ -31,6 +38,29 @@ class Status(str, Enum):
     """Anything else; the error tells."""
 
     __str__ = str.__str__
+
+
+def empty_record(status: Status, error: str) -> dict[str, Any]:
+    """A record of a run that told nothing."""
+    return {
+        "schema": RESULT_SCHEMA,
+        "status": status.value,
+        "error": error,
+        "migration": None,
+        "removals": [],
+        "pages_written": None,
+        "pages_written_by_vcpu": None,
+        "pages_written_by_region": None,
+        "stale_pages": None,
+        "stale": [],
+        "stale_places": {},
+        "block_pages": {},
+        "flush": None,
+        "rings": None,
+        "provenance": None,
+        "cpus": None,
+        "side_by_side": None,
+    }
 
 
 def migration_record(

@@ -13,8 +13,8 @@ from typing import Any
 from qemu_ring.errors import UsageError
 from qemu_ring.experiment.inputs import changed_file, qemu_changed
 from qemu_ring.experiment.plan import Cell, Run
-from qemu_ring.experiment.process import empty_record, run_in_process, run_labels
-from qemu_ring.experiment.record import Status
+from qemu_ring.experiment.process import run_in_process, run_labels
+from qemu_ring.experiment.record import Status, empty_record
 from qemu_ring.experiment.stop import StopRules
 from qemu_ring.experiment.store import Results, Store
 from qemu_ring.experiment.together import SideBySide

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qemu_ring.experiment import ExperimentPlan, Results, Store, parse_experiment, read_results
-from qemu_ring.experiment.process import empty_record, run_labels
-from qemu_ring.experiment.record import Status
+from qemu_ring.experiment.process import run_labels
+from qemu_ring.experiment.record import Status, empty_record
 
 EXPERIMENT = """\
 name: small

@@ -18,8 +18,8 @@ from qemu_ring.experiment import (
     read_results,
     rows,
 )
-from qemu_ring.experiment.process import empty_record, run_labels
-from qemu_ring.experiment.record import Status
+from qemu_ring.experiment.process import run_labels
+from qemu_ring.experiment.record import Status, empty_record
 
 from .conftest import EXPERIMENT, Write, outcomes
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from qemu_ring.errors import UsageError
-from qemu_ring.experiment.process import empty_record
-from qemu_ring.experiment.record import Status
+from qemu_ring.experiment.record import Status, empty_record
 from qemu_ring.report import read_results
 from qemu_ring.report.page import build_page
 
