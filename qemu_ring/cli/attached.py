@@ -19,7 +19,7 @@ from qemu_ring.machine import (
     serving_binary,
     serving_process,
 )
-from qemu_ring.qmp import Address, ConnectError, Monitor, parse_address
+from qemu_ring.qmp import Address, ConnectError, Monitor, parse_address, unix_name
 
 __all__ = ["Attached", "ask", "attached", "document", "json_option", "socket_argument"]
 
@@ -46,7 +46,7 @@ class Attached:
 
 @asynccontextmanager
 async def attached(where: str, name: str | None = None) -> AsyncIterator[Attached]:
-    """Attach to the monitor at a path or HOST:PORT, and leave it.
+    """Attach to the monitor at a path, @NAME or HOST:PORT, and leave it.
 
     Args:
         where: so the user named it.
@@ -70,7 +70,7 @@ async def attached(where: str, name: str | None = None) -> AsyncIterator[Attache
 
 
 def ask(socket: str, question: Callable[[Monitor], Awaitable[T]]) -> tuple[T, dict[str, object]]:
-    """Attach to the monitor at a path or HOST:PORT, ask, and leave.
+    """Attach to the monitor at a path, @NAME or HOST:PORT, ask, and leave.
 
     Returns:
         the answer, and what QEMU it was.
@@ -102,7 +102,7 @@ async def _connected(where: str) -> Address:
     client = sockets.socket(sockets.AF_UNIX)
     try:
         client.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(client, address)
+        await asyncio.get_running_loop().sock_connect(client, unix_name(address))
     except OSError:
         client.close()
         return address

@@ -57,7 +57,7 @@ def dirty_rate(
 ) -> int:
     """Measure how fast a guest dirties memory.
 
-    Its QMP monitor is at SOCKET, a path or HOST:PORT.
+    Its QMP monitor is at SOCKET, a path, @NAME or HOST:PORT.
     With --watch and --json, each measurement is a JSON document on a line of its own.
     """
     options = RateOptions(

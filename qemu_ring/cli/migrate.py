@@ -134,7 +134,7 @@ def migrate(
 ) -> int:
     """Migrate, save or restore a guest.
 
-    SOURCE is its QMP monitor, a socket's path or HOST:PORT.
+    SOURCE is its QMP monitor, a socket's path, @NAME or HOST:PORT.
     DESTINATION is the monitor of a QEMU that was started with -incoming defer. Neither QEMU
     is ended. A guest that is not migrated goes on at the source, Ctrl-C included.
     """

@@ -19,7 +19,7 @@ __all__ = ["rings"]
 def rings(socket: str, as_json: bool) -> int:
     """Show a guest's dirty rings.
 
-    Its QMP monitor is at SOCKET, a path or HOST:PORT.
+    Its QMP monitor is at SOCKET, a path, @NAME or HOST:PORT.
     """
     found, qemu = ask(socket, query_rings)
     if as_json:

@@ -19,7 +19,7 @@ __all__ = ["slots"]
 def slots(socket: str, as_json: bool) -> int:
     """List a guest's KVM memslots.
 
-    Its QMP monitor is at SOCKET, a path or HOST:PORT.
+    Its QMP monitor is at SOCKET, a path, @NAME or HOST:PORT.
     """
     found, qemu = ask(socket, query_memslots)
     if as_json:

@@ -73,7 +73,7 @@ def top(
 ) -> int:
     """Watch running guests.
 
-    Their QMP monitors are at SOCKET..., paths or HOST:PORT.
+    Their QMP monitors are at SOCKET..., paths, @NAMEs or HOST:PORT.
     On a terminal until q or Ctrl-C; elsewhere one sample as plain text.
     """
     if len(set(sockets)) < len(sockets):

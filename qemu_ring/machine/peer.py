@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,11 @@ from typing import Protocol
 
 from qemu_ring.machine.binary import sha256_of
 
-__all__ = ["RunningBinary", "credentials", "serving_binary", "serving_process"]
+__all__ = ["RunningBinary", "credentials", "listens", "serving_binary", "serving_process"]
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group
-_CONNECTED = "03"  # SS_CONNECTED
+_CONNECTED = b"03"  # SS_CONNECTED
+_ACCEPTS = b"00010000"  # __SO_ACCEPTCON
 
 
 class _Socket(Protocol):
@@ -75,13 +78,22 @@ def serving_process(client: socket.socket) -> int | None:
 
 def _accepted(name: str | bytes) -> set[str]:
     """The connections that were accepted on a socket with this name, as /proc/PID/fd shows them."""
-    found = set()
-    with Path("/proc/net/unix").open(encoding="utf-8", errors="replace") as sockets:
-        for line in sockets:
-            fields = line.rstrip("\n").split(maxsplit=7)
-            if len(fields) == 8 and fields[5] == _CONNECTED and fields[7] == name:
-                found.add(f"socket:[{fields[6]}]")
-    return found
+    connected = (fields for fields in _named(name) if fields[5] == _CONNECTED)
+    return {f"socket:[{fields[6].decode()}]" for fields in connected}
+
+
+def listens(name: str | bytes) -> bool:
+    """Whether a unix socket of this name takes connections; it is not tried."""
+    return any(fields[3] == _ACCEPTS for fields in _named(name))
+
+
+def _named(name: str | bytes) -> Iterator[list[bytes]]:
+    """The lines of /proc/net/unix with this name, taken apart: flags, state, inode are 3, 5, 6."""
+    wanted = os.fsencode(name).replace(b"\0", b"@")  # of an abstract one; the kernel does so
+    for line in Path("/proc/net/unix").read_bytes().split(b"\n"):
+        fields = line.split(maxsplit=7)
+        if len(fields) == 8 and fields[7] == wanted:
+            yield fields
 
 
 def _sockets(pid: int) -> set[str]:

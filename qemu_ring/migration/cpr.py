@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qemu_ring.errors import DeadlineError, UsageError
 from qemu_ring.machine import Leftovers, Machine, new_folder_name
+from qemu_ring.machine.peer import listens
 from qemu_ring.migration.arrival import Arrival
 from qemu_ring.migration.channel import Unix
 from qemu_ring.migration.migration import Migration
@@ -24,7 +25,6 @@ __all__ = ["CprTransferMigration"]
 
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.002
-_ACCEPTS = "00010000"  # __SO_ACCEPTCON
 
 StartDestination = Callable[[tuple[str, ...]], Awaitable[Machine]]
 
@@ -115,7 +115,7 @@ def _channel(kind: str, path: Path) -> dict[str, object]:
 async def _wait_listening(path: Path, starting: asyncio.Future[Machine]) -> None:
     """Wait for the new QEMU's socket; it has no monitor to ask yet."""
     deadline = time.monotonic() + _START_SECONDS
-    while not _listens(path):
+    while not listens(str(path)):  # trying would use up the only connection that it takes
         if starting.done():
             await starting
             raise UsageError(
@@ -125,16 +125,6 @@ async def _wait_listening(path: Path, starting: asyncio.Future[Machine]) -> None
         if time.monotonic() > deadline:
             raise DeadlineError(f"the new QEMU did not listen within {_START_SECONDS:g} s")
         await asyncio.sleep(_POLL_SECONDS)
-
-
-def _listens(path: Path) -> bool:
-    """Whether a socket there takes connections; trying would use up the only one it takes."""
-    with Path("/proc/net/unix").open(encoding="utf-8", errors="replace") as sockets:
-        for line in sockets:
-            fields = line.split(maxsplit=7)
-            if len(fields) == 8 and fields[7].rstrip("\n") == str(path):
-                return fields[3] == _ACCEPTS
-    return False
 
 
 async def _abandoned(starting: asyncio.Future[Machine]) -> None:

@@ -13,7 +13,7 @@ Nothing here holds the loop up or waits without a deadline, except for what is n
 """
 
 from qemu_ring.qmp import commands
-from qemu_ring.qmp.address import Address, parse_address
+from qemu_ring.qmp.address import Address, parse_address, unix_name
 from qemu_ring.qmp.errors import (
     CommandError,
     CommandTimeoutError,
@@ -76,5 +76,6 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "CharDevice",
     "Address",
     "parse_address",
+    "unix_name",
     "DEFAULT_TIMEOUT",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 from typing import NamedTuple
 
 from qemu.qmp import ConnectError as LibraryConnectError
@@ -19,6 +20,7 @@ __all__ = ["Cause", "Client", "explain"]
 
 _SHOWN = 80
 """How many bytes of garbage an error message shows."""
+_TORN = "in the middle of a message"
 
 
 class Client(QMPClient):
@@ -27,6 +29,7 @@ class Client(QMPClient):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.logger.addFilter(_demote)
+        self._session = secrets.token_hex(4)
 
     def hang_up(self) -> None:
         """Begin to disconnect in good order, without waiting. Needs a running session."""
@@ -47,14 +50,48 @@ class Client(QMPClient):
         await self._bh_flush_writer()
 
     async def _readline(self) -> bytes:
+        """Read one message: a line, or the lines of one that is pretty-printed (pretty=on)."""
+        line = await self._read_line()
+        if line.rstrip() != b"{":
+            return line
+        # QEMU indents all within, and no string in JSON holds the end of a line.
+        lines, size = [line], len(line)
+        while line.rstrip() != b"}":
+            try:
+                line = await self._read_line()
+            except EOFError:
+                raise EOFError(_TORN) from None
+            lines.append(line)
+            size += len(line)
+            if size > self.readbuflen:
+                raise ProtocolError(f"a message longer than {self.readbuflen:,} bytes")
+        return b"".join(lines)
+
+    async def _read_line(self) -> bytes:
         try:
             line = await super()._readline()
         except ValueError as error:
             raise ProtocolError(f"a line longer than {self.readbuflen:,} bytes") from error
         if not line.endswith(b"\n"):
             # The library would parse the torn line and report bad JSON.
-            raise EOFError("in the middle of a message")
+            raise EOFError(_TORN)
         return line
+
+    async def _recv(self) -> Message:
+        """Read the next message; before there is a session, the next that belongs to its making.
+
+        QEMU takes a monitor for in use from its last client's negotiation on, and sends events
+        before the greeting; it sends them between carrying qmp_capabilities out and answering
+        it; and the answer to what an earlier client asked may come to its successor.
+        """
+        message = await super()._recv()
+        while self.runstate is Runstate.CONNECTING and _is_an_aside(message):
+            message = await super()._recv()
+        return message
+
+    def _get_exec_id(self) -> str:
+        # What is answered too late for an earlier connection must fit no command of this one.
+        return f"{self._session}#{super()._get_exec_id()}"
 
     # The library formats every message for its log, indented, even when nobody reads that log.
 
@@ -67,6 +104,12 @@ class Client(QMPClient):
         if self.logger.isEnabledFor(logging.DEBUG):
             super()._cb_inbound(msg)
         return msg
+
+
+def _is_an_aside(message: Message) -> bool:
+    """Whether it is an event, or the answer to a command with an id; qmp_capabilities has none."""
+    is_answer = "return" in message or "error" in message
+    return "event" in message or (is_answer and message.get("id") is not None)
 
 
 def _demote(record: logging.LogRecord) -> bool:

@@ -19,9 +19,9 @@ from qemu.qmp.qmp_client import BadReplyError
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring._settled import settled
-from qemu_ring.errors import ExitStatus
+from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.qmp._client import Cause, Client, explain
-from qemu_ring.qmp.address import Address, described, wrong_address
+from qemu_ring.qmp.address import Address, described, unix_name, wrong_address
 from qemu_ring.qmp.errors import (
     CommandError,
     CommandTimeoutError,
@@ -168,11 +168,13 @@ class Monitor:
             What QEMU returned, as parsed from JSON.
 
         Raises:
+            UsageError: QMP cannot carry an argument; nothing was sent.
             CommandError: QEMU answered with an error.
             CommandTimeoutError: no answer in time; the outcome is unknown.
             DisconnectedError: the monitor is gone; the message tells if the command was sent.
             ProtocolError: the answer has neither a result nor an error.
         """
+        _require_utf8(f"{self.name}: {name}", arguments)
         async with self._answered(name, timeout):
             return await self._client.execute(name, arguments, oob=oob)
 
@@ -246,7 +248,7 @@ class Monitor:
         """Be the session, from connecting to the last cleanup."""
         client = self._client
         try:
-            await client.connect(str(address) if isinstance(address, Path) else address)
+            await client.connect(unix_name(address) if isinstance(address, str | Path) else address)
         except LibraryConnectError as error:
             self._cause = explain(error)
             return
@@ -351,6 +353,25 @@ def _no_such_monitor(message: str, hint: str) -> ConnectError:
     error = ConnectError(message, hint=hint)
     error.exit_status = ExitStatus.USAGE
     return error
+
+
+def _require_utf8(what: str, value: object) -> None:
+    """Refuse text that is no UTF-8, such as a file's name: QEMU would give up the connection."""
+    match value:
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise UsageError(
+                    f"{what}: {value!a} is not UTF-8, and QMP carries no other text",
+                    hint="use a name in UTF-8",
+                ) from None
+        case Mapping():
+            for pair in value.items():
+                _require_utf8(what, pair)
+        case list() | tuple():
+            for item in value:
+                _require_utf8(what, item)
 
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)

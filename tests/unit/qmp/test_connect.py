@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from qemu_ring.errors import ExitStatus
 from qemu_ring.qmp import ConnectError, DisconnectedError, Monitor, ProtocolError, parse_address
+from tests.unit.qmp.conftest import GREETING
 
 if TYPE_CHECKING:
     from tests.unit.qmp.conftest import FakeQemu, Peer
@@ -261,6 +263,73 @@ async def test_closes_right_after_negotiation(qemu: FakeQemu, tasks: Tasks) -> N
         with pytest.raises(DisconnectedError, match="the peer closed the connection"):
             await monitor.execute("x")
         assert tasks() == set()
+
+
+STOP = {"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}
+LATE = {"return": {}, "id": "of an earlier client"}
+LATE_ERROR = {"error": {"class": "GenericError", "desc": "late"}, "id": "the same"}
+
+
+async def test_asides_while_a_session_is_made(qemu: FakeQemu, tasks: Tasks) -> None:
+    """Neither events nor answers to an earlier client are the greeting, or the answer."""
+
+    async def script(peer: Peer) -> None:
+        await peer.send(STOP, LATE, {"QMP": {"version": VERSION, "capabilities": []}})
+        await peer.command()
+        await peer.send(LATE_ERROR, STOP, LATE, {"return": {}})
+        await peer.answer("right")
+        await peer.gone()
+
+    async with await Monitor.connect(await qemu.pair(script)) as monitor:
+        assert monitor.version == (7, 2, 22)
+        assert await monitor.execute("x") == "right"
+    assert tasks() == set()
+
+
+async def test_ids_of_two_sessions_differ(qemu: FakeQemu) -> None:
+    ids = []
+
+    async def script(peer: Peer) -> None:
+        await peer.open()
+        ids.append((await peer.answer({}))["id"])
+        await peer.gone()
+
+    for _ in range(2):
+        async with await Monitor.connect(await qemu.pair(script)) as monitor:
+            await monitor.execute("x")
+    assert len(set(ids)) == 2
+
+
+async def test_pretty_printed(qemu: FakeQemu) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.send(json.dumps(GREETING, indent=4).replace("\n", "\r\n").encode(), b"\r\n")
+        await peer.command()
+        await peer.send(b'{\r\n    "return": {\r\n    }\r\n}\r\n')
+        request = await peer.command()
+        answer = {"return": {"text": "}\n{", "list": [{}, {"a": 1}]}, "id": request["id"]}
+        await peer.send(json.dumps(answer, indent=4).encode() + b"\n")
+        await peer.gone()
+
+    async with await Monitor.connect(await qemu.pair(script)) as monitor:
+        assert await monitor.execute("x") == {"text": "}\n{", "list": [{}, {"a": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (b'{\r\n    "QMP": {\r\n', "in the middle of a message"),
+        (b"{\n}\n", "requires 'QMP' member"),
+        (b'{\n"x": 1 2\n}\n', "no JSON"),
+        (b"{\n" + (b"x" * 1000 + b"\n") * 10_500, "a message longer than 10,485,760 bytes"),
+    ],
+    ids=["torn", "another", "garbage", "endless"],
+)
+async def test_pretty_printed_and_no_greeting(qemu: FakeQemu, lines: bytes, says: str) -> None:
+    async def send(peer: Peer) -> None:
+        with suppress(ConnectionError):
+            await peer.send(lines)
+
+    assert says in (await fails(await qemu.pair(send))).message
 
 
 async def test_version_that_makes_no_sense(qemu: FakeQemu, tasks: Tasks) -> None:
