@@ -8,9 +8,10 @@ import time
 import click
 
 from qemu_ring.cli.attached import Attached, attached, document, json_option, socket_argument
-from qemu_ring.cli.numbers import Number, Whole
+from qemu_ring.cli.numbers import Whole
 from qemu_ring.cli.output import print_json
 from qemu_ring.cli.running import run
+from qemu_ring.cli.sizes import Duration
 from qemu_ring.dirty import (
     MeasuredRate,
     RateMode,
@@ -33,7 +34,7 @@ __all__ = ["dirty_rate", "mib_per_second"]
 )
 @click.option(
     "--seconds",
-    type=Number(),
+    type=Duration(),
     metavar="S",
     default=1.0,
     show_default=True,

@@ -24,7 +24,7 @@ from qemu_ring.cli.experiment_results import (
 )
 from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.running import run
-from qemu_ring.cli.sizes import parse_size
+from qemu_ring.cli.sizes import SIZE
 from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.experiment import (
     Budget,
@@ -66,7 +66,7 @@ _cpus_option = click.option(
 )
 _memory_option = click.option(
     "--memory",
-    callback=parse_size,
+    type=SIZE,
     metavar="SIZE",
     help="For --cpus: memory of all guests together.",
 )

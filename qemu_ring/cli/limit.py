@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 
 import click
@@ -13,6 +12,7 @@ from qemu_ring.cli.attached import ask, document, json_option, socket_argument
 from qemu_ring.cli.dirty_rate import mib_per_second
 from qemu_ring.cli.numbers import Whole
 from qemu_ring.cli.output import notes, print_json
+from qemu_ring.cli.sizes import RATE
 from qemu_ring.dirty import (
     RunningTracking,
     VcpuLimit,
@@ -23,14 +23,9 @@ from qemu_ring.dirty import (
     query_tracking,
     set_dirty_limit,
 )
-from qemu_ring.errors import UsageError
 from qemu_ring.qmp import Monitor
 
 __all__ = ["limit"]
-
-_MOST = 1 << 60
-"""Bytes a second; beyond what any host does."""
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 _vcpu_option = click.option(
     "--vcpu", type=Whole(0, 65535), metavar="N", help="Of this vCPU only; default: each."
@@ -56,25 +51,24 @@ def limit_get(socket: str, as_json: bool) -> int:
 
 @limit.command("set")
 @socket_argument
-@click.argument("rate", metavar="RATE")
+@click.argument("rate", type=RATE, metavar="RATE")
 @_vcpu_option
 @json_option
-def limit_set(socket: str, rate: str, vcpu: int | None, as_json: bool) -> int:
+def limit_set(socket: str, rate: int, vcpu: int | None, as_json: bool) -> int:
     """Let each vCPU dirty no more than RATE bytes a second.
 
     50M is 50 MiB/s. QEMU takes whole MiB/s, needs some seconds to get there, and keeps to it
     roughly.
     """
-    asked = _parse_rate(rate)
-    granted = granted_limit(asked)
+    granted = granted_limit(rate)
 
     async def change(monitor: Monitor) -> tuple[VcpuLimit, ...]:
-        return await set_dirty_limit(monitor, asked, vcpu=vcpu)
+        return await set_dirty_limit(monitor, rate, vcpu=vcpu)
 
     tracking = _run(socket, change, as_json=as_json)
-    if granted != asked:
+    if granted != rate:
         notes.print(
-            f"QEMU takes whole MiB/s: {mib_per_second(granted)} for {asked:,} bytes/s",
+            f"QEMU takes whole MiB/s: {mib_per_second(granted)} for {rate:,} bytes/s",
             soft_wrap=True,
         )
     entries = tracking.ring_entries
@@ -99,17 +93,6 @@ def limit_cancel(socket: str, vcpu: int | None, as_json: bool) -> int:
 
     _run(socket, change, as_json=as_json)
     return 0
-
-
-def _parse_rate(text: str) -> int:
-    """Bytes a second: 50M, 1.5G, 52428800."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)(?:i?B)?(?:/s)?", text, re.IGNORECASE)
-    if found is None:
-        raise UsageError(f"no such rate: {text}", hint="use bytes a second, such as 50M")
-    rate = float(found[1]) * _UNITS[found[2].upper()]
-    if rate > _MOST:
-        raise UsageError(f"{text[:40]} is too much", hint="leave the vCPU without a limit then")
-    return round(rate)
 
 
 def _run(

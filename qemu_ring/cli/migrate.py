@@ -19,10 +19,10 @@ from qemu_ring.cli.migrate_plan import (
     require_saved_guest,
     require_two_guests,
 )
-from qemu_ring.cli.numbers import COUNT, SECONDS, Number, Whole
+from qemu_ring.cli.numbers import COUNT, Whole
 from qemu_ring.cli.output import print_json, progress_bar
 from qemu_ring.cli.running import run
-from qemu_ring.cli.sizes import parse_size
+from qemu_ring.cli.sizes import RATE, SECONDS, SIZE, Duration
 from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.machine import Machine
 from qemu_ring.migration import (
@@ -68,19 +68,19 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
 )
 @click.option("--exec-incoming", metavar="COMMAND", help="For exec: what the destination runs.")
 @click.option(
-    "--max-bandwidth", callback=parse_size, metavar="SIZE", help="A second, at most; 0: no limit."
+    "--max-bandwidth", type=RATE, metavar="RATE", help="Bytes a second, at most; 0: no limit."
 )
 @click.option(
     "--switchover-bandwidth",
-    callback=parse_size,
-    metavar="SIZE",
-    help="A second, to reckon with for the switchover; QEMU 8.2.",
+    type=RATE,
+    metavar="RATE",
+    help="Bytes a second to reckon with for the switchover; QEMU 8.2.",
 )
 @click.option(
     "--downtime-limit",
-    type=Number(0, 2000),
-    metavar="S",
-    help="Seconds of standstill, at most; 0 to 2000.",
+    type=Duration(0, 2000),
+    metavar="TIME",
+    help="Of standstill, at most; seconds, or such as 300ms.",
 )
 @click.option(
     "--multifd", type=Whole(1, 255), metavar="N", help="Send pages by N connections, 1 to 255."
@@ -89,16 +89,12 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
 @click.option(
     "--compression-level", type=Whole(0, 20), metavar="N", help="zlib: 0 to 9; zstd: 0 to 20."
 )
-@click.option(
-    "--xbzrle", callback=parse_size, metavar="SIZE", help="Send differences; the cache's size."
-)
+@click.option("--xbzrle", type=SIZE, metavar="SIZE", help="Send differences; the cache's size.")
 @click.option("--mapped-ram", is_flag=True, help="Give each page its place in the file.")
 @click.option("--direct-io", is_flag=True, help="For mapped-ram: past the page cache.")
 @click.option("--zero-page", type=click.Choice(get_args(ZeroPage)), help="Who finds zero pages.")
 @click.option("--auto-converge", is_flag=True, help="Throttle all vCPUs until it converges.")
-@click.option(
-    "--dirty-limit", callback=parse_size, metavar="SIZE", help="Throttle each vCPU to this rate."
-)
+@click.option("--dirty-limit", type=RATE, metavar="RATE", help="Throttle each vCPU to this rate.")
 @click.option(
     "--postcopy-after", type=COUNT, metavar="N", help="Switch to postcopy after N passes."
 )
@@ -106,7 +102,7 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
 @click.option("--switchover-ack", is_flag=True, help="Let the destination agree to the switchover.")
 @click.option("--tls-dir", type=click.Path(path_type=Path), help="Certificates; encrypts.")
 @click.option("--tls-hostname", metavar="NAME", help="The destination's, in its certificate.")
-@click.option("--abort-seconds", type=SECONDS, metavar="S", help="Cancel it after S seconds.")
+@click.option("--abort-seconds", type=SECONDS, metavar="TIME", help="Cancel it after that time.")
 @click.option("--abort-iterations", type=COUNT, metavar="N", help="Cancel it after N passes.")
 @click.option(
     "--abort-no-progress", type=COUNT, metavar="N", help="Cancel after N passes without progress."

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 else:
     _Type = click.ParamType  # of no arguments in older versions
 
-__all__ = ["COUNT", "SECONDS", "Number", "Whole"]
+__all__ = ["COUNT", "Number", "Whole"]
 
 
 class Number(_Type):
@@ -32,15 +32,21 @@ class Number(_Type):
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """As click wants it; a default is a number already."""
-        try:
-            number = float(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is no number.", param, ctx)
+        number = self.read(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number.", param, ctx)
         if not self.least <= number <= self.most:
             self.fail(f"{value} is out of range; use {self._range()}.", param, ctx)
         return number
+
+    def read(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number, whatever its range."""
+        try:
+            return float(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no number.", param, ctx)
 
     def _range(self) -> str:
         if math.isinf(self.most):
@@ -68,5 +74,3 @@ class Whole(Number):
 
 COUNT = Whole(1, 1_000_000_000)
 """How many of something."""
-SECONDS = Number(0.001, 1e8)
-"""A time that is waited for: three years are for ever."""

@@ -1,25 +1,67 @@
-"""Sizes on the command line."""
+"""Sizes, rates and durations on the command line."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
-__all__ = ["parse_size"]
+from qemu_ring.cli.numbers import Number
+from qemu_ring.errors import UsageError
+from qemu_ring.sizes import parse_duration, parse_rate, parse_size
 
-_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_MOST: Final = (1 << 63) - 1
-"""That QEMU takes of any size."""
+if TYPE_CHECKING:
+    _Type = click.ParamType[int]
+else:
+    _Type = click.ParamType  # of no arguments in older versions
+
+__all__ = ["RATE", "SECONDS", "SIZE", "Bytes", "Duration"]
 
 
-def parse_size(_: click.Context, option: click.Parameter, text: str | None) -> int | None:
-    """Bytes, with a suffix K, M, G or T for powers of 1024; an option's callback."""
-    if text is None:
-        return None
-    number, unit = (text, "") if text[-1:].isdecimal() else (text[:-1], text[-1:].lower())
-    if unit not in _UNITS or not number.isdecimal():
-        raise click.BadParameter(f"{text!r} is no size such as 1048576, 512M or 2G", param=option)
-    if len(number) > 20 or int(number) * _UNITS[unit] > _MOST:
-        raise click.BadParameter(f"{text[:40]} is too much; use less than 8388608T", param=option)
-    return int(number) * _UNITS[unit]
+class Bytes(_Type):
+    """An amount of bytes.
+
+    Args:
+        name: what it is an amount of, in lower case; shown in upper case by `--help`.
+        parse: its reader.
+    """
+
+    def __init__(self, name: str, parse: Callable[[str], int]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """As click wants it."""
+        try:
+            return self._parse(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Duration(Number):
+    """A time in a range, in seconds where no unit is given.
+
+    Args:
+        least: the shortest, in seconds.
+        most: the longest, in seconds.
+    """
+
+    name = "duration"
+
+    def read(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The seconds, whatever their range; a default is a number already."""
+        try:
+            return parse_duration(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE = Bytes("size", parse_size)
+RATE = Bytes("rate", parse_rate)
+SECONDS = Duration(0.001, 1e8)
+"""A time that is waited for: three years are for ever."""

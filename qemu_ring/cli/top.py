@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from qemu_ring.cli.numbers import COUNT, Number
+from qemu_ring.cli.numbers import COUNT
 from qemu_ring.cli.output import print_json
 from qemu_ring.cli.running import InterruptedRunError, run
+from qemu_ring.cli.sizes import Duration
 from qemu_ring.cli.top_screen import cropped, guests_lines, head_line, plain_ascii
 from qemu_ring.errors import ExitStatus, QemuRingError, UsageError
 from qemu_ring.machine import probe_host
@@ -46,7 +47,7 @@ _MEASURED_SHARE = 0.8
 @click.argument("sockets", metavar="SOCKET...", nargs=-1, required=True)
 @click.option(
     "--interval",
-    type=Number(0.1, 3600),
+    type=Duration(0.1, 3600),
     metavar="SECONDS",
     default=1.0,
     show_default=True,

@@ -25,6 +25,8 @@ __all__ = [
 
 _MIB: Final = 1 << 20
 _PAGE_BYTES: Final = 4096
+_MOST: Final = 1 << 60
+"""Bytes a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,15 @@ def granted_limit(bytes_per_second: int) -> int:
     """The limit that QEMU can be given: whole MiB/s, the nearest, but at least one.
 
     Raises:
-        UsageError: it is not more than 0.
+        UsageError: it is not more than 0, or more than any host does.
     """
     if bytes_per_second <= 0:
         raise UsageError(
             f"{bytes_per_second} bytes/s is no dirty limit", hint="to end one, cancel it"
+        )
+    if bytes_per_second > _MOST:
+        raise UsageError(
+            f"{bytes_per_second} bytes/s is too much", hint="leave the vCPU without a limit then"
         )
     return max(1, (bytes_per_second + _MIB // 2) // _MIB) * _MIB
 

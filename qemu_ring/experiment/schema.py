@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from qemu_ring.guestfile import GuestDescription
-from qemu_ring.guestfile.fields import ExistingFile, Part, Size, wrong
+from qemu_ring.guestfile.fields import ExistingFile, Number, Part, Rate, Seconds, Size, wrong
 from qemu_ring.migration import Compression, ZeroPage
 
 __all__ = [
@@ -26,24 +26,13 @@ __all__ = [
 _MOST_BANDWIDTH = 1 << 50  # far above any link; QEMU and tc reckon in 64 bits
 
 
-def _number(value: Any) -> Any:
-    """Strict floats take no whole numbers from YAML, but 5 is a fine number of seconds."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        return value
-    try:
-        return float(value)
-    except OverflowError:
-        raise wrong("is far too large") from None
-
-
 def _bandwidth(value: int) -> int:
     if value > _MOST_BANDWIDTH:
         raise wrong("is more than 1024 TiB a second")
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
-Bandwidth = Annotated[Size, AfterValidator(_bandwidth)]
+Bandwidth = Annotated[Rate, AfterValidator(_bandwidth)]
 """Bytes a second."""
 
 
@@ -62,14 +51,14 @@ class DirtyLimitPart(Part):
 
     vcpu_limit: Bandwidth = 1 << 20
     """Bytes a second that each vCPU may dirty; whole MiB."""
-    period_seconds: Number = Field(1.0, gt=0, le=1)
+    period_seconds: Seconds = Field(1.0, gt=0, le=1)
     trigger_threshold: int = Field(50, ge=1, le=100)
 
 
 class AbortPart(Part):
     """When to give a migration up; it is then recorded as not converged."""
 
-    seconds: Number | None = Field(None, gt=0)
+    seconds: Seconds | None = Field(None, gt=0)
     """Since its start."""
     iterations: int | None = Field(None, ge=1)
     """Passes over memory."""
@@ -103,7 +92,7 @@ class MigrationPart(Part):
     """For the throttle dirty-limit."""
     max_bandwidth: Bandwidth | None = None
     """Bytes a second; by default QEMU's own 128 MiB."""
-    downtime_limit: Number | None = Field(None, ge=0)
+    downtime_limit: Seconds | None = Field(None, ge=0)
     """Seconds that the guest may stand still; by default QEMU's own 0.3."""
     switchover_bandwidth: Bandwidth | None = None
     """Bytes a second that QEMU is to reckon with for the switchover."""
@@ -117,7 +106,7 @@ class NetworkPart(Part):
 
     bandwidth: Bandwidth | None = Field(None, gt=0)
     """Bytes a second."""
-    latency_seconds: Number = Field(0.0, ge=0, le=10)
+    latency_seconds: Seconds = Field(0.0, ge=0, le=10)
     """One way."""
     loss_percent: Number = Field(0.0, ge=0, lt=100)
 
@@ -127,9 +116,9 @@ class RemovalsPart(Part):
 
     slots: list[str] | None = Field(None, min_length=1)
     """Those of the guest's slots to remove, in this order; by default all."""
-    every_seconds: Number = Field(0.05, ge=0, le=3600)
+    every_seconds: Seconds = Field(0.05, ge=0, le=3600)
     """Time between two cycles; 0 for as fast as the monitor takes it."""
-    away_seconds: Number = Field(0.0, ge=0, le=3600)
+    away_seconds: Seconds = Field(0.0, ge=0, le=3600)
     """Time for which they are away in each cycle."""
     after_passes: int = Field(1, ge=0)
     """Passes over memory before the first removal: pages not sent yet hide a loss."""
@@ -143,11 +132,11 @@ class CellPart(Part):
     migration: MigrationPart = MigrationPart()
     network: NetworkPart | None = None
     removals: RemovalsPart | None = None
-    settle_seconds: Number = Field(1.0, ge=0, le=3600)
+    settle_seconds: Seconds = Field(1.0, ge=0, le=3600)
     """How long the guest writes before it is migrated."""
     verify: bool = True
     """Compare all memory, byte for byte."""
-    time_limit: Number = Field(120.0, gt=0)
+    time_limit: Seconds = Field(120.0, gt=0)
     """Seconds that a run may take in all; then it is killed and recorded as a timeout."""
 
 
@@ -156,7 +145,7 @@ class StopPart(Part):
 
     failures_in_a_row: int | None = Field(None, ge=1)
     """Runs that were refused, crashed or timed out, one after the other."""
-    seconds: Number | None = Field(None, gt=0)
+    seconds: Seconds | None = Field(None, gt=0)
     """Since `run` or `resume` began."""
 
 

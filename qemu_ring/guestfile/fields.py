@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,25 +21,34 @@ from qemu_ring.errors import UsageError
 from qemu_ring.guest import Pattern
 from qemu_ring.guest.linux import LinuxPattern
 from qemu_ring.memslot import FlushPolicy
+from qemu_ring.sizes import (
+    DURATION_PATTERN,
+    MOST_BYTES,
+    RATE_PATTERN,
+    SIZE_PATTERN,
+    parse_duration,
+    parse_rate,
+    parse_size,
+)
 
 __all__ = [
     "ExistingFile",
     "ExistingFolder",
     "FirmwarePattern",
     "GuestPattern",
+    "Number",
     "Part",
     "Policy",
     "Property",
+    "Rate",
+    "Seconds",
     "Size",
     "TrackingMode",
     "wrong",
 ]
 
-_SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(?:iB)?)?")
-_MOST_BYTES = (1 << 63) - 1  # what QEMU reckons with
-_MOST_DIGITS = 100  # Python itself refuses to read numbers of thousands
-_TOO_LARGE = "is more than 8 EiB"
-_UNITS = {None: 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+T = TypeVar("T")
 
 
 class Part(BaseModel):
@@ -62,21 +70,36 @@ def wrong(message: str) -> PydanticCustomError:
     return PydanticCustomError("guest", "{message}", {"message": message})
 
 
-def _size(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return _known_size(value)
-    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None:
-        raise wrong(f"{value!r} is no size; bytes, or such as 64 MiB")
-    if len(found[1]) > _MOST_DIGITS:
-        raise wrong(_TOO_LARGE)
-    return _known_size(int(found[1]) * _UNITS[found[2]])
+def _parsed(parse: Callable[[str], T], value: str) -> T:
+    try:
+        return parse(value)
+    except UsageError as error:
+        raise wrong(str(error)) from error
 
 
-def _known_size(size: int) -> int:
-    if size > _MOST_BYTES:
-        raise wrong(_TOO_LARGE)
-    return size
+def _bytes(parse: Callable[[str], int]) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            raise wrong(f"{value!r} is no number of bytes; use such as 64 MiB")
+        if isinstance(value, int) and value > MOST_BYTES:
+            raise wrong("is too much; use less than 8 EiB")
+        return _parsed(parse, str(value))
+
+    return read
+
+
+def _seconds(value: Any) -> Any:
+    return _parsed(parse_duration, value) if isinstance(value, str) else _number(value)
+
+
+def _number(value: Any) -> Any:
+    """A whole number as one with a point, which strict floats want: 5 s are fine."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise wrong("is far too large") from None
 
 
 def _property(value: Any) -> str | int | bool:
@@ -92,20 +115,31 @@ Property = Annotated[
 ]
 """The value of a QEMU option."""
 
+
+def _amount_schema(kind: str, pattern: str, description: str) -> WithJsonSchema:
+    plain = {"type": kind, "minimum": 0}
+    text = {"type": "string", "pattern": pattern}
+    return WithJsonSchema({"anyOf": [plain, text], "description": description})
+
+
 Size = Annotated[
     int,
-    BeforeValidator(_size),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 0},
-                {"type": "string", "pattern": rf"^\s*{_SIZE.pattern}\s*$"},
-            ],
-            "description": "Bytes, or with a unit: 64 MiB",
-        }
-    ),
+    BeforeValidator(_bytes(parse_size)),
+    _amount_schema("integer", SIZE_PATTERN, "Bytes, or with a unit: 64 MiB, 1.5G"),
 ]
 """Bytes."""
+Rate = Annotated[
+    int,
+    BeforeValidator(_bytes(parse_rate)),
+    _amount_schema("integer", RATE_PATTERN, "Bytes a second, or with a unit: 50 MiB, 1.5G/s"),
+]
+"""Bytes a second."""
+Number = Annotated[float, BeforeValidator(_number)]
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    _amount_schema("number", DURATION_PATTERN, "Seconds, or with a unit: 300ms, 10min"),
+]
 
 
 def _words(what: str, words: dict[str, Any]) -> tuple[BeforeValidator, WithJsonSchema]:

@@ -16,6 +16,7 @@ from qemu_ring.guestfile.fields import (
     Part,
     Policy,
     Property,
+    Seconds,
     Size,
     TrackingMode,
 )
@@ -88,7 +89,7 @@ class StreamPart(Part):
     cold_once: bool = False
     slots: list[str] = Field(default_factory=list)
     """For pci-toggle: the slots to remove and add."""
-    rest_seconds: float = 0.0
+    rest_seconds: Seconds = 0.0
     """For pci-toggle: time between two cycles."""
 
 
@@ -108,7 +109,7 @@ class LinuxWorkloadPart(Part):
     pattern: GuestPattern = LinuxPattern.LOOP
     pages_per_second: float | None = Field(None, ge=1)
     """All CPUs together; by default as fast as they can."""
-    report_seconds: float = Field(1.0, ge=0.01)
+    report_seconds: Seconds = Field(1.0, ge=0.01)
     """Time between two reports on the serial port."""
 
 

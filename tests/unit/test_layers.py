@@ -30,7 +30,7 @@ LAYERS = [
     "qmp",
 ]
 # Single modules below all layers; "" is qemu_ring/__init__.py itself.
-FOUNDATION = ["", "errors", "_compat", "_settled"]
+FOUNDATION = ["", "errors", "sizes", "_compat", "_settled"]
 
 RANKS = {layer: len(LAYERS) - index for index, layer in enumerate(LAYERS)}
 RANKS |= dict.fromkeys(FOUNDATION, 0)

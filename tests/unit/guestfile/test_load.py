@@ -87,7 +87,7 @@ def test_examples_are_right_for_us_and_for_editors(path: Path) -> None:
             changed("pattern: loop", "pattern: lop"),
             'g.yaml:14: workload.streams[0].pattern: unknown pattern "lop"; known: idle, once',
         ),
-        (changed("64 MiB", "64 MB"), "g.yaml:1: memory: '64 MB' is no size"),
+        (changed("64 MiB", "64 MX"), "g.yaml:1: memory: '64 MX' is no size"),
         (changed("memory: 64 MiB\n", ""), "g.yaml:1: memory: is missing"),
         (changed("vcpus: 3", "vcpus: two"), "g.yaml:2: vcpus: must be a valid integer, not 'two'"),
         (changed("vcpus: 3", "vcpus: yes"), "g.yaml:2: vcpus: must be a valid integer, not True"),
@@ -157,8 +157,10 @@ def test_examples_are_right_for_us_and_for_editors(path: Path) -> None:
         ("cpu: !!timestamp x", "g.yaml:1:6: cpu: 'x' is no timestamp; put a word into quotes"),
         ("2020-13-45: x", "g.yaml:1:1: '2020-13-45' is no timestamp; put a word into quotes"),
         (f"memory: {'9' * 5000}", "g.yaml:1:9: memory: '9999999999"),
-        (f"memory: {'9' * 5000} T", "g.yaml:1: memory: is more than 8 EiB"),
-        ("memory: 8388608 T", "g.yaml:1: memory: is more than 8 EiB"),
+        (f"memory: {'9' * 5000} T", "g.yaml:1: memory: '99999999"),
+        ("memory: 8388608 T", "g.yaml:1: memory: '8388608 T' is too much; use less than 8 EiB"),
+        (f"memory: {1 << 63}", "g.yaml:1: memory: is too much; use less than 8 EiB"),
+        (changed("64 MiB", "yes"), "g.yaml:1: memory: true is no number of bytes; use such as"),
         (changed("second: 1000", "second: .inf"), "per-second: must be a finite number, not inf"),
         (
             "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
@@ -295,7 +297,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     "text",
     [
         changed("pattern: loop", "pattern: lop"),
-        changed("64 MiB", "64 MB"),
+        changed("64 MiB", "64 MX"),
         changed("memory: 64 MiB\n", ""),
         changed("vcpus: 3", "vcpu: 3"),
         changed("vcpus: 3", "vcpus: 0"),
