@@ -78,6 +78,8 @@ def dirty_rate(
             )
             for one in rate.vcpus:
                 click.echo(f"  vCPU {one.vcpu}: {mib_per_second(one.bytes_per_second)}")
+            if why := _why_nothing(rate):
+                click.echo(why)
 
     async def again_and_again(guest: Attached) -> None:
         monitor = guest.machine.monitor
@@ -89,7 +91,9 @@ def dirty_rate(
                 each = ", ".join(
                     f"vCPU {one.vcpu}: {mib_per_second(one.bytes_per_second)}" for one in rate.vcpus
                 )
-                click.echo(f"{time.strftime('%X')}  {_in_words(rate)}{each and f'  ({each})'}")
+                line = f"{time.strftime('%X')}  {_in_words(rate)}{each and f'  ({each})'}"
+                why = _why_nothing(rate)
+                click.echo(f"{line}{why and f'; {why}'}")
 
     async def measured() -> None:
         async with attached(socket) as guest:
@@ -106,6 +110,15 @@ def mib_per_second(bytes_per_second: int) -> str:
 
 def _in_words(rate: MeasuredRate) -> str:
     return mib_per_second(rate.bytes_per_second)
+
+
+def _why_nothing(rate: MeasuredRate) -> str:
+    """Why a guest could write nothing, or less than it would; empty for one that ran."""
+    if rate.run_state == "running":
+        return ""
+    return (
+        f"the guest did not run all the time ({rate.run_state}): one that is stopped writes nothing"
+    )
 
 
 def _document(

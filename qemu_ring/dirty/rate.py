@@ -105,12 +105,16 @@ class MeasuredRate:
         bytes_per_second: of the whole guest, rounded down to whole MiB/s by QEMU; by ring,
             the sum of `vcpus`.
         vcpus: of each vCPU; empty unless measured by ring.
+        run_state: QEMU's name for the state of the guest: running where its vCPUs ran as the
+            measurement began and as it ended, else such as paused. A guest that does not run
+            dirties nothing, whatever it would write.
     """
 
     mode: RateMode
     seconds: float
     bytes_per_second: int
     vcpus: tuple[VcpuRate, ...] = ()
+    run_state: str = "running"
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -200,6 +204,7 @@ class _Measurement:
 
     async def run(self) -> MeasuredRate:
         """Measure once."""
+        before = await commands.query_status(self.monitor)
         await self._begin()
         deadline = time.monotonic() + self.options.seconds + self.grace
         with suppress(asyncio.TimeoutError):  # a monitor that is lost ends it early
@@ -212,7 +217,8 @@ class _Measurement:
                     hint="it may be stopped, or very busy",
                 )
             await asyncio.sleep(_POLL_SECONDS)
-        return self._result(info)
+        after = await commands.query_status(self.monitor)
+        return self._result(info, (after if before.running else before).status)
 
     async def _begin(self) -> None:
         state = await self._state()
@@ -251,7 +257,7 @@ class _Measurement:
             hint="by another client, or a run that was cut off; try again when that has ended",
         )
 
-    def _result(self, info: DirtyRateInfo) -> MeasuredRate:
+    def _result(self, info: DirtyRateInfo, run_state: str) -> MeasuredRate:
         if info.mode != self.mode.value:  # QEMU lets two in that ask at the same time
             raise QemuRingError(
                 f"another client measured the dirty rate at the same time, by {info.mode}",
@@ -263,7 +269,8 @@ class _Measurement:
                 hint=f"sample more of it: --sample-pages {_SAMPLE_PAGES[1]}",
             )
         vcpus = tuple(VcpuRate(one.id, one.dirty_rate * _MIB) for one in info.vcpu_dirty_rate)
-        return MeasuredRate(self.mode, _seconds(info), info.dirty_rate * _MIB, vcpus)
+        rate = info.dirty_rate * _MIB
+        return MeasuredRate(self.mode, _seconds(info), rate, vcpus, run_state)
 
 
 _OTHER_MODE: Final = f"use --mode {RateMode.PAGE_SAMPLING.value}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qemu_ring.machine import Accelerator
+from qemu_ring.qmp import commands
 from tests.qemu.dirty.conftest import MIB
 
 if TYPE_CHECKING:
@@ -58,6 +59,25 @@ async def test_dirty_rate(start_writer: StartWriter) -> None:
     assert document["vcpus"][1]["bytes_per_second"] == 0
     told, seconds = document["bytes_per_second"], document["seconds"]
     assert written.allows(told, seconds, [0, 1]), (told, written.mean)
+
+
+async def test_guest_that_is_paused_writes_nothing_and_that_is_said(
+    start_writer: StartWriter,
+) -> None:
+    async with start_writer(RING, [3000]) as guest:
+        await commands.stop(guest.monitor)
+        words = await run("dirty-rate", str(guest.socket))
+        done = await run("dirty-rate", str(guest.socket), "--json")
+        await commands.cont(guest.monitor)
+        again = await run("dirty-rate", str(guest.socket), "--json")
+    assert words.stdout.splitlines()[-1] == (
+        "the guest did not run all the time (paused): one that is stopped writes nothing"
+    )
+    document = json.loads(done.stdout)
+    assert (document["bytes_per_second"], document["run_state"]) == (0, "paused")
+    document = json.loads(again.stdout)
+    assert document["bytes_per_second"] > 0
+    assert document["run_state"] == "running"
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["words", "json"])

@@ -42,6 +42,7 @@ def state(status: str, **more: object) -> dict[str, object]:
 def answers(arguments: Arguments, **more: Any) -> dict[str, Any]:
     table: dict[str, Any] = {
         "query-kvm": KVM,
+        "query-status": {"status": "running", "running": True},
         "query-qmp-schema": schema("x-query-dirty-rings", calc_dirty_rate=arguments),
         "x-query-dirty-rings": {"size": 4096},
         "calc-dirty-rate": {},
@@ -187,6 +188,7 @@ async def test_ring_measured_to_the_millisecond(connect: Connect) -> None:
         "seconds": 0.052,
         "bytes_per_second": 7 << 20,
         "vcpus": each_in_bytes,
+        "run_state": "running",
     }
     assert {
         "execute": "calc-dirty-rate",
@@ -194,7 +196,28 @@ async def test_ring_measured_to_the_millisecond(connect: Connect) -> None:
         "calc-time-unit": "millisecond",
         "mode": "dirty-ring",
     } in asked
-    assert asked[-1] == {"execute": "query-dirty-rate", "calc-time-unit": "millisecond"}
+    assert asked[-2] == {"execute": "query-dirty-rate", "calc-time-unit": "millisecond"}
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        (["running", "running"], "running"),
+        (["paused", "paused"], "paused"),
+        (["paused", "running"], "paused"),
+        (["running", "io-error"], "io-error"),
+    ],
+)
+async def test_state_in_which_a_guest_writes_nothing(
+    connect: Connect, states: list[str], told: str
+) -> None:
+    progress = [state("unstarted"), state("measured", dirty_rate=0) | {"dirty-rate": 0}]
+    status = [{"status": one, "running": one == "running"} for one in states]
+    table = answers(V10, query_dirty_rate=progress, query_status=status)
+    monitor, _ = await connect(table)
+    async with monitor:
+        rate = await measure_dirty_rate(monitor, SAMPLING)
+    assert (rate.bytes_per_second, rate.run_state) == (0, told)
 
 
 async def test_oldest_is_asked_for_nothing_that_it_does_not_know(connect: Connect) -> None:
