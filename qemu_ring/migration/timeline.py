@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from qemu_ring.qmp import MigrationInfo, MigrationStatus
 
@@ -54,7 +54,8 @@ class Iteration:
         seconds: that it took, until the next sync or the switchover.
         remaining: to send, as it began.
         bytes_sent: in it.
-        bandwidth: bytes sent by its seconds.
+        bandwidth: bytes sent by its seconds. None of the last of several passes: QEMU counts as
+            sent what sockets have taken in, and the little that is left then fits into them.
         dirty_rate: as QEMU had measured it last when it began. QEMU measures no more than once a
             second, at a sync: shorter passes repeat the figure of an earlier one.
         expected_downtime: as it began.
@@ -154,7 +155,8 @@ class TimelineRecorder:
             del self._begun[0]
         if over is not None and self._begun:
             last = self._samples[-1] if self._samples else None
-            ended.append(self._end(self._begun.pop(), over, last))
+            end = self._end(self._begun.pop(), over, last)
+            ended.append(end if end.number <= 1 else replace(end, bandwidth=None))
         self._iterations += ended
         return ended
 

@@ -60,6 +60,7 @@ def test_passes_that_were_asked_about_in_time() -> None:
     recorder.add(reply(2, 1200, 0, "completed"))
     [second] = recorder.end_passes(over=T0 + 4)
     assert (second.number, second.remaining, second.bytes_sent) == (2, 200, 200)
+    assert second.bandwidth is None, "sockets took it in; the link has not sent it yet"
     assert recorder.timeline.iterations == (first, second)
     assert len(recorder.timeline.samples) == 4
 
@@ -79,6 +80,15 @@ def test_a_pass_that_qemu_had_left_behind_is_listed_without_figures() -> None:
     [third] = recorder.end_passes(over=T0 + 3)
     assert third.remaining == 100
     assert [one.number for one in recorder.timeline.iterations] == [1, 2, 3]
+
+
+def test_only_pass_has_its_bandwidth() -> None:
+    recorder = TimelineRecorder(T0)
+    recorder.begin(1, T0 + 1)
+    recorder.add(reply(1, 0, 1000))
+    recorder.add(reply(1, 1000, 0, "completed"))
+    [only] = recorder.end_passes(over=T0 + 3)
+    assert (only.bytes_sent, only.bandwidth) == (1000, 500)
 
 
 def test_last_reply_tells_nothing_of_how_the_last_pass_began() -> None:
