@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from qemu_ring.cli.experiment_results import (
 from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.running import run
 from qemu_ring.cli.sizes import SIZE
-from qemu_ring.errors import ExitStatus, UsageError
+from qemu_ring.errors import ExitStatus, QemuRingError, UsageError
 from qemu_ring.experiment import (
     Budget,
     Cell,
@@ -40,8 +41,11 @@ from qemu_ring.experiment import (
     load_experiment,
     qemu_identity,
     read_results,
+    require_suitable,
     run_experiment,
     run_on_cluster,
+    unsuitable_cells,
+    unsuitable_words,
 )
 from qemu_ring.machine import probe_host
 
@@ -75,6 +79,8 @@ _scheduler_option = click.option(
     metavar="ADDRESS",
     help="Run on the workers of this Dask scheduler; each declares KVM and MEMORY.",
 )
+_SHOWN_CELLS = 500
+"""Of a plan; who needs all of more takes them as JSON."""
 _AGAIN = (Status.REFUSED, Status.CRASHED, Status.TIMEOUT, Status.NOT_CONVERGED)
 """What can be tried again: not a run that told something of the guest's memory."""
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -96,6 +102,7 @@ def experiment() -> None:
 
 @experiment.command("plan")
 @_FILE
+@_qemu_option
 @_json_option
 @click.option(
     "--schema",
@@ -105,13 +112,16 @@ def experiment() -> None:
     callback=_print_schema,
     help="Print the JSON Schema of an experiment, and end.",
 )
-def plan_command(file: Path, as_json: bool) -> int:
-    """Print what would be run, and about how long it takes; start nothing."""
+def plan_command(file: Path, qemu: str | None, as_json: bool) -> int:
+    """Print what would be run, and about how long it takes; start nothing.
+
+    With --qemu also say which cells this host cannot run with that QEMU. Exits with 3 if it
+    can run none.
+    """
     plan = _load(file)
     if plan is None:
         return ExitStatus.USAGE
-    _print_plan(plan, as_json=as_json)
-    return ExitStatus.GOOD
+    return _print_plan(plan, qemu, as_json=as_json)
 
 
 @experiment.command("run")
@@ -148,8 +158,7 @@ def run_command(
     if plan is None:
         return ExitStatus.USAGE
     if dry_run:
-        _print_plan(plan, as_json=as_json)
-        return ExitStatus.GOOD
+        return _print_plan(plan, qemu, as_json=as_json)
     where = _Where.of(cpus, memory, scheduler)
     identity = where.qemu_identity(list(plan.cells), qemu)
     with Store(output or Path("results", plan.name)) as store:
@@ -241,8 +250,17 @@ class _Where:
         return self.budget is not None or self.scheduler is not None
 
     def qemu_identity(self, cells: list[Cell], qemu: str | None) -> dict[str, Any] | None:
+        """Which QEMU it is.
+
+        Raises:
+            QemuRingError: there is none, or none of the cells can be run with it.
+        """
         if self.scheduler is None:
-            return run(qemu_identity(cells, qemu))
+            identity, unsuitable = run(_asked(cells, qemu))
+            require_suitable(cells, unsuitable)
+            for line in unsuitable_words(cells, unsuitable):
+                notes.print(line, soft_wrap=True, markup=False)
+            return identity
         # Dask's own remarks are about its connections; ours say what is to be done.
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         return run(cluster_identity(self.scheduler, cells, qemu))
@@ -263,6 +281,15 @@ class _Where:
                     store, results, scheduler=self.scheduler, qemu=identity, watcher=watcher
                 )
             )
+
+
+async def _asked(
+    cells: list[Cell], qemu: str | None
+) -> tuple[dict[str, Any] | None, dict[str, QemuRingError]]:
+    """The QEMU for cells that name none, and why cells cannot be run here, by their ids."""
+    identity = await qemu_identity(cells, qemu)
+    path = None if identity is None else Path(identity["path"])
+    return identity, await unsuitable_cells(cells, path)
 
 
 def _go(
@@ -291,35 +318,65 @@ def _go(
     return ExitStatus.FAILED if statuses - {"ok"} else ExitStatus.GOOD
 
 
-def _print_plan(plan: ExperimentPlan, *, as_json: bool) -> None:
-    seconds = sum(plan.estimate_seconds())
-    most = sum(cell.time_limit for cell in plan.cells) * (plan.repeats + plan.warm_up)
+def _print_plan(plan: ExperimentPlan, qemu: str | None, *, as_json: bool) -> int:
+    """Print it; with a QEMU, check that there is a cell that can be run with it.
+
+    Raises:
+        QemuRingError: there is none.
+    """
+    cells = list(plan.cells)
+    unsuitable = {} if qemu is None else run(_asked(cells, qemu))[1]
     if as_json:
-        print_json(
-            {
-                "schema": {"name": "qemu-ring.experiment-plan", "version": 1},
-                "name": plan.name,
-                "sha256": plan.sha256,
-                "cells": [
-                    cell.as_dict()
-                    | {"estimate_seconds": cell.estimate_seconds(), "bytes": cell.guests_bytes}
-                    for cell in plan.cells
-                ],
-                "order": [[run.cell, run.repeat, run.seed] for run in plan.runs],
-                "repeats": plan.repeats,
-                "warm_up": plan.warm_up,
-                "estimate_seconds": seconds,
-                "most_seconds": most,
-            }
-        )
-        return
+        _print_plan_document(plan, None if qemu is None else unsuitable)
+    else:
+        _print_plan_words(plan)
+        if len(unsuitable) < len(cells):  # otherwise it is the error that the command ends with
+            for line in unsuitable_words(cells, unsuitable):
+                click.echo(line)
+    require_suitable(cells, unsuitable)
+    return ExitStatus.GOOD
+
+
+def _print_plan_document(
+    plan: ExperimentPlan, unsuitable: Mapping[str, QemuRingError] | None
+) -> None:
+    cells = []
+    for cell in plan.cells:
+        more: dict[str, object] = {
+            "estimate_seconds": cell.estimate_seconds(),
+            "bytes": cell.guests_bytes,
+        }
+        if unsuitable is not None:
+            error = unsuitable.get(cell.id)
+            more["unsuitable"] = None if error is None else str(error)
+        cells.append(cell.as_dict() | more)
+    print_json(
+        {
+            "schema": {"name": "qemu-ring.experiment-plan", "version": 1},
+            "name": plan.name,
+            "sha256": plan.sha256,
+            "cells": cells,
+            "order": [[run.cell, run.repeat, run.seed] for run in plan.runs],
+            "repeats": plan.repeats,
+            "warm_up": plan.warm_up,
+            "estimate_seconds": sum(plan.estimate_seconds()),
+            "most_seconds": _most_seconds(plan),
+        }
+    )
+
+
+def _most_seconds(plan: ExperimentPlan) -> float:
+    return sum(cell.time_limit for cell in plan.cells) * (plan.repeats + plan.warm_up)
+
+
+def _print_plan_words(plan: ExperimentPlan) -> None:
     out = console()
     table = Table(box=None, pad_edge=False)
     table.add_column("cell")
     table.add_column("id")
     for heading in ("MiB", "about s", "at most s"):
         table.add_column(heading, justify="right")
-    for cell in plan.cells:
+    for cell in plan.cells[:_SHOWN_CELLS]:
         table.add_row(
             escape(cell.name),
             cell.id,
@@ -328,11 +385,14 @@ def _print_plan(plan: ExperimentPlan, *, as_json: bool) -> None:
             f"{cell.time_limit:g}",
         )
     out.print(table)
+    if len(plan.cells) > _SHOWN_CELLS:
+        out.print(f"and {len(plan.cells) - _SHOWN_CELLS:,} more cells, which --json lists")
     warm_up = f" and {plan.warm_up} to warm up" if plan.warm_up else ""
+    runs = len(plan.cells) * (plan.repeats + plan.warm_up)
     out.print(
         f"{plan.name}: {len(plan.cells)} cells, {plan.repeats} runs each{warm_up}, "
-        f"{plan.order}: {len(plan.runs)} runs, about {_duration(seconds)}, "
-        f"at most {_duration(most)}",
+        f"{plan.order}: {runs} runs, about {_duration(sum(plan.estimate_seconds()))}, "
+        f"at most {_duration(_most_seconds(plan))}",
         soft_wrap=True,
     )
     available = probe_host().memory_available_bytes

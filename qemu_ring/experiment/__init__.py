@@ -14,6 +14,11 @@ from qemu_ring.experiment.record import Status
 from qemu_ring.experiment.runner import Budget, Watcher, qemu_identity, run_experiment
 from qemu_ring.experiment.schema import json_schema
 from qemu_ring.experiment.store import Results, Store, read_results
+from qemu_ring.experiment.suitability import (
+    require_suitable,
+    unsuitable_cells,
+    unsuitable_words,
+)
 from qemu_ring.experiment.tables import export, read, rows
 from qemu_ring.experiment.verdicts import Criteria, ResultsComparison
 
@@ -26,6 +31,9 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "Run",
     "run_experiment",
     "qemu_identity",
+    "unsuitable_cells",
+    "unsuitable_words",
+    "require_suitable",
     "run_on_cluster",
     "cluster_identity",
     "Budget",

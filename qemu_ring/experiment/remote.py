@@ -18,6 +18,7 @@ from qemu_ring.experiment.plan import Cell, Run
 from qemu_ring.experiment.process import run_in_process, run_labels
 from qemu_ring.experiment.record import Status, empty_record
 from qemu_ring.experiment.runner import qemu_identity
+from qemu_ring.experiment.suitability import require_suitable, unsuitable_cells
 from qemu_ring.experiment.together import SideBySide
 from qemu_ring.machine import probe_qemu
 
@@ -32,12 +33,17 @@ _SIDE_BY_SIDE = SideBySide()
 async def identify(cells: list[Mapping[str, Any]], qemu: str | None) -> dict[str, Any]:
     """This worker's version of the package, and of the QEMU for cells that name none.
 
+    An error if none of the cells can be run with it.
+
     An error comes back as the words for it: exceptions with arguments of their own do not
     survive the way.
     """
     found: dict[str, Any] = {"version": __version__, "host": platform.node()}
+    asked = [Cell.from_dict(one) for one in cells]
     try:
-        found["qemu"] = await qemu_identity([Cell.from_dict(one) for one in cells], qemu)
+        found["qemu"] = identity = await qemu_identity(asked, qemu)
+        path = None if identity is None else Path(identity["path"])
+        require_suitable(asked, await unsuitable_cells(asked, path))
     except QemuRingError as error:
         found |= {"error": error.message, "hint": error.hint, "status": int(error.exit_status)}
     return found

@@ -31,6 +31,7 @@ from qemu_ring.machine import (
     Machine,
     MachineDescription,
     MemoryBackend,
+    QemuBinary,
     UnnamedFile,
     find_qemu,
     probe_host,
@@ -39,10 +40,10 @@ from qemu_ring.machine import (
     require_memory,
     require_space,
 )
-from qemu_ring.memslot import PciSlots, SlotDevice
+from qemu_ring.memslot import FlushPolicy, PciSlots, SlotDevice
 from qemu_ring.qmp import commands
 
-__all__ = ["RunningGuest", "start_guest"]
+__all__ = ["RunningGuest", "require_accelerator", "start_guest"]
 
 _OVERHEAD = 64 << 20
 """A QEMU's own memory, about."""
@@ -224,13 +225,27 @@ async def _accelerator(
     if kvm is None or guest.accelerator == "tcg":
         return Accelerator("tcg", guest.accelerator_properties)
     tracking = guest.tracking or Tracking()
-    tracking.require(kvm)
     qemu = await probe_qemu(binary)
+    require_accelerator(kvm, qemu, tracking, guest.flush_policy)
     properties = {**tracking.accelerator(qemu).properties, **guest.accelerator_properties}
     if guest.flush_policy is not None:
-        qemu.require_flush_policies()
         properties["memslot-flush"] = guest.flush_policy.value
     return Accelerator("kvm", properties)
+
+
+def require_accelerator(
+    kvm: KvmCapabilities, qemu: QemuBinary, tracking: Tracking, policy: FlushPolicy | None
+) -> None:
+    """Check that this host and this QEMU can track and flush dirty memory so.
+
+    Raises:
+        HostError: this host's KVM has no dirty ring, or only smaller ones.
+        QemuUnsuitableError: this QEMU has no KVM, no ring, or no flush policies.
+    """
+    tracking.require(kvm)
+    tracking.accelerator(qemu)
+    if policy is not None:
+        qemu.require_flush_policies()
 
 
 async def _linux(linux: LinuxPart | None) -> tuple[Path | None, Path | None, str | None]:

@@ -1,6 +1,6 @@
 """Start, attach to and stop a QEMU; find out what this host and a QEMU binary can do."""
 
-from qemu_ring.machine.binary import QemuBinary, find_qemu, probe_qemu
+from qemu_ring.machine.binary import QemuBinary, find_qemu, probe_qemu, probe_schema
 from qemu_ring.machine.description import (
     Accelerator,
     Device,
@@ -44,6 +44,7 @@ __all__ = [
     "probe_host",
     "probe_kvm",
     "probe_qemu",
+    "probe_schema",
     "require_memory",
     "require_space",
     "serving_binary",

@@ -7,7 +7,8 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from qemu_ring.errors import HostError, QemuUnsuitableError, UsageError
 from qemu_ring.machine.description import CommandLine
 from qemu_ring.machine.machine import last_lines
 from qemu_ring.machine.process import ChildProcess
-from qemu_ring.qmp import CommandError, Monitor, PropertyInfo, QmpError, commands
+from qemu_ring.qmp import CommandError, Monitor, PropertyInfo, QmpError, Schema, commands
 
-__all__ = ["QemuBinary", "find_qemu", "probe_qemu", "sha256_of"]
+__all__ = ["QemuBinary", "find_qemu", "probe_qemu", "probe_schema", "sha256_of"]
 
 _NAME = "qemu-system-x86_64"
 _File = tuple[Path, int, int, int, int]
@@ -175,7 +176,28 @@ def _file(path: Path) -> _File | None:
     return path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+async def probe_schema(path: Path, *, timeout: float = 10.0) -> Schema:
+    """Ask a QEMU binary for all that its QMP offers, as `probe_qemu` does.
+
+    Raises:
+        QemuUnsuitableError: it is no QEMU; its last words are in the message.
+    """
+    async with _asked(path, timeout) as monitor:
+        return await monitor.schema()
+
+
 async def _probe(path: Path, timeout: float) -> QemuBinary:
+    async with _asked(path, timeout) as monitor:
+        return await _ask(monitor, path)
+
+
+@asynccontextmanager
+async def _asked(path: Path, timeout: float) -> AsyncIterator[Monitor]:
+    """A monitor of a QEMU that is started without a guest, to be asked; it ends with the context.
+
+    Raises:
+        QemuUnsuitableError: it is no QEMU; its last words are in the message.
+    """
     ours, theirs = socket.socketpair()
     with theirs, CommandLine() as line:
         line.add("-machine", "none,accel=tcg:kvm", "-nodefaults", "-display", "none", "-S")
@@ -187,7 +209,7 @@ async def _probe(path: Path, timeout: float) -> QemuBinary:
             raise
     try:
         async with await Monitor.connect(ours, name=str(path), timeout=timeout) as monitor:
-            return await _ask(monitor, path)
+            yield monitor
     except QmpError as error:
         await process.stop()
         text = process.output()

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from qemu_ring.errors import QemuUnsuitableError, UsageError
-from qemu_ring.migration.settings import MANAGED_CAPABILITIES, Settings
-from qemu_ring.qmp import CommandError, Monitor, QmpError, commands
+from qemu_ring.migration.plan import MigrationPlan
+from qemu_ring.migration.settings import (
+    MANAGED_CAPABILITIES,
+    Settings,
+    destination_settings,
+    source_settings,
+)
+from qemu_ring.qmp import CommandError, Monitor, QmpError, Schema, commands
 
-__all__ = ["Side", "require_support"]
+__all__ = ["Side", "require_plan", "require_support"]
 
 _TLS_ID = "qemu-ring-tls"
+_LEAVE_OUT = "use another QEMU, or leave that out"
 
 
 class Side:
@@ -33,18 +41,7 @@ class Side:
     async def lacks(self, settings: Settings) -> list[str]:
         """Tell what of the settings this QEMU does not know, in words; nothing is set."""
         capabilities = await commands.query_capabilities(self.monitor)
-        schema = await self.monitor.schema()
-        known = schema.command_arguments("migrate-set-parameters")
-        missing = [
-            f"no capability {name}" for name in sorted(settings.capabilities - capabilities.keys())
-        ]
-        for name, value in settings.parameters.items():
-            values = schema.enum_values("migrate-set-parameters", name)
-            if name not in known:
-                missing.append(f"no parameter {name}")
-            elif values and value not in values:
-                missing.append(f"no {name} {value}, only {', '.join(sorted(values))}")
-        return missing
+        return _lacks(settings, capabilities.keys(), await self.monitor.schema())
 
     async def require_idle(self) -> None:
         """Check that a source may migrate now.
@@ -180,6 +177,37 @@ class Side:
         self._parameters, self._capabilities, self._has_tls = {}, {}, False
 
 
+def require_plan(plan: MigrationPlan, schema: Schema, qemu: str) -> None:
+    """Check that a QEMU of which no guest runs yet knows what a plan asks for.
+
+    Args:
+        plan: of the migration.
+        schema: of the QEMU.
+        qemu: what the message calls it.
+
+    Raises:
+        QemuUnsuitableError: it does not; names all that is missing.
+    """
+    capabilities = schema.enum_values("migrate-set-capabilities", "capabilities", "capability")
+    both = (source_settings(plan), destination_settings(plan))
+    lacks = [one for settings in both for one in _lacks(settings, capabilities, schema)]
+    if lacks:
+        missing = ", ".join(dict.fromkeys(lacks))
+        raise QemuUnsuitableError(f"{qemu} has {missing}", hint=_LEAVE_OUT)
+
+
+def _lacks(settings: Settings, capabilities: Set[str], schema: Schema) -> list[str]:
+    known = schema.command_arguments("migrate-set-parameters")
+    missing = [f"no capability {name}" for name in sorted(settings.capabilities - capabilities)]
+    for name, value in settings.parameters.items():
+        values = schema.enum_values("migrate-set-parameters", name)
+        if name not in known:
+            missing.append(f"no parameter {name}")
+        elif values and value not in values:
+            missing.append(f"no {name} {value}, only {', '.join(sorted(values))}")
+    return missing
+
+
 async def require_support(sides: list[tuple[Side, Settings]]) -> None:
     """Check that each QEMU knows what its settings ask for; nothing is set.
 
@@ -193,4 +221,4 @@ async def require_support(sides: list[tuple[Side, Settings]]) -> None:
             version = ".".join(map(str, side.monitor.version))
             missing.append(f"the {side.role} (QEMU {version}) has {', '.join(lacks)}")
     if missing:
-        raise QemuUnsuitableError("; ".join(missing), hint="use another QEMU, or leave that out")
+        raise QemuUnsuitableError("; ".join(missing), hint=_LEAVE_OUT)

@@ -196,6 +196,26 @@ def test_memslots_are_removed_while_a_guest_is_migrated(
     assert any(one["ring_fill"] is not None for one in migration["samples"])
 
 
+@pytest.mark.kvm
+def test_refused_runs_are_made_again(
+    tmp_path: Path, qemu_path: Path, experiment: Experiment
+) -> None:
+    """And again they are refused, for there is not so much memory; then there are more of them."""
+    text = SMALL.replace("40 MiB", "64 TiB") + "matrix: {migration.multifd: [0, 2]}\nrepeats: 1\n"
+    (tmp_path / "e.yaml").write_text(text)
+    lines = tmp_path / "r/results.jsonl"
+
+    def again(*arguments: str) -> tuple[object, int, int]:
+        done = experiment(*arguments, "--qemu", qemu_path, "--json")
+        return done.returncode, json.loads(done.stdout)["done"], lines.read_bytes().count(b"\n")
+
+    assert again("run", "e.yaml", "-o", "r") == (ExitStatus.FAILED, 2, 2)
+    assert again("resume", "r") == (ExitStatus.FAILED, 2, 2)
+    assert again("resume", "r", "--retry", "crashed,timeout") == (ExitStatus.FAILED, 2, 2)
+    assert again("resume", "r", "--retry", "crashed, refused") == (ExitStatus.FAILED, 2, 4)
+    assert again("resume", "r", "--repeats", "2") == (ExitStatus.FAILED, 4, 6)
+
+
 @pytest.mark.ring
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU only")
 def test_runs_side_by_side(tmp_path: Path, qemu_path: Path, experiment: Experiment) -> None:

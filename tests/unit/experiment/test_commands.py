@@ -103,24 +103,16 @@ def test_plan_prints_names_as_they_are(capsys: pytest.CaptureFixture[str], tmp_p
     assert "multifd=[red]a " in out
 
 
-def test_failed_runs_are_made_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """And again they fail, with this QEMU; then there are more of them."""
-    qemu = tmp_path / "qemu"
-    qemu.write_text("#!/bin/sh\nexit 3\n")
-    qemu.chmod(0o755)
-    text = EXPERIMENT.replace("repeats: 3", f"repeats: 1\nqemu: {qemu}\n")
+def test_long_plan_is_cut_in_words(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rates = ", ".join(map(str, range(1, 502)))
+    axis = f"guest.workload.streams[0].pages-per-second: [{rates}]"
+    text = EXPERIMENT.replace("guest.tracking: [bitmap, ring:4096]", axis)
     (tmp_path / "e.yaml").write_text(text)
-    lines = tmp_path / "r/results.jsonl"
-
-    def again(*arguments: str) -> tuple[object, int, int]:
-        status, out, _ = ran(capsys, *arguments, "--json")
-        return status, json.loads(out)["done"], lines.read_bytes().count(b"\n")
-
-    assert again("run", "e.yaml", "-o", "r") == (ExitStatus.FAILED, 2, 2)
-    assert again("resume", "r") == (ExitStatus.FAILED, 2, 2)
-    assert again("resume", "r", "--retry", "crashed,timeout") == (ExitStatus.FAILED, 2, 2)
-    assert again("resume", "r", "--retry", "crashed, refused") == (ExitStatus.FAILED, 2, 4)
-    assert again("resume", "r", "--repeats", "2") == (ExitStatus.FAILED, 4, 6)
+    _, out, _ = ran(capsys, "plan", "e.yaml")
+    assert "\npages-per-second=500 " in out
+    assert "pages-per-second=501 " not in out
+    assert "and 1 more cells, which --json lists\n" in out
+    assert len(json.loads(ran(capsys, "plan", "e.yaml", "--json")[1])["cells"]) == 501
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
