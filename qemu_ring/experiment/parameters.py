@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 from qemu_ring.experiment.migrations import channel_of
 from qemu_ring.experiment.schema import CellPart
 from qemu_ring.guestfile import GuestDescription
 from qemu_ring.guestfile.plan import memory_sizes
 
-__all__ = ["PARAMETERS", "Scalar", "flat_parameters", "named_by_parameters"]
+__all__ = [
+    "PARAMETERS",
+    "Scalar",
+    "guest_parameters",
+    "named_by_parameters",
+    "part_parameters",
+    "with_axes",
+]
 
 Scalar = str | int | float | bool | None
 
@@ -70,16 +78,10 @@ def named_by_parameters(axis: str) -> str:
     return _COVERED.get(axis, axis)
 
 
-def flat_parameters(
-    guest: GuestDescription, part: CellPart, axes: dict[str, str]
-) -> dict[str, Scalar]:
-    """Everything that says what a cell is: bytes, seconds, bytes a second, pages a second.
-
-    An axis of a whole part, such as `removals`, is named axis.removals where the part's own
-    name tells something else.
-    """
-    migration, tracking = part.migration, guest.tracking
-    found: dict[str, Any] = {
+def guest_parameters(guest: GuestDescription) -> dict[str, Scalar]:
+    """What the guest has to do with what a cell is: bytes, pages a second."""
+    tracking = guest.tracking
+    return {
         "tracking": None if guest.accelerator != "kvm" else str(tracking or "bitmap"),
         "ring_entries": None if tracking is None else tracking.ring_entries,
         "policy": None if guest.flush_policy is None else guest.flush_policy.value,
@@ -88,6 +90,13 @@ def flat_parameters(
         "machine": guest.machine,
         "accelerator": guest.accelerator,
         **_workload(guest),
+    }
+
+
+def part_parameters(part: CellPart) -> dict[str, Scalar]:
+    """What all but the guest has to do with what a cell is: bytes, seconds, bytes a second."""
+    migration = part.migration
+    found: dict[str, Scalar] = {
         "migration": migration.kind,
         "channel": channel_of(part),
         "multifd": migration.multifd,
@@ -105,13 +114,22 @@ def flat_parameters(
         found["network.bandwidth"] = part.network.bandwidth
         found["network.latency_seconds"] = part.network.latency_seconds
         found["network.loss_percent"] = part.network.loss_percent
+    return found
+
+
+def with_axes(found: dict[str, Scalar], axes: Mapping[str, str]) -> dict[str, Scalar]:
+    """A cell's parameters: the guest's and the rest's, and the axes that have none of their own.
+
+    An axis of a whole part, such as `removals`, is named axis.removals where the part's own
+    name tells something else.
+    """
     for key, label in axes.items():
         if _COVERED.get(key) not in found:
             found[f"axis.{key}" if key in PARAMETERS else key] = label
     return found
 
 
-def _workload(guest: GuestDescription) -> dict[str, Any]:
+def _workload(guest: GuestDescription) -> dict[str, Scalar]:
     """Pattern, and pages a second in all; None for as fast as the vCPUs can."""
     if guest.workload is not None:
         streams = guest.workload.streams

@@ -11,7 +11,15 @@ from typing import Any, Literal
 
 from qemu_ring.experiment.parameters import Scalar
 
-__all__ = ["Cell", "ExperimentPlan", "Run", "digest", "run_seed"]
+__all__ = [
+    "Cell",
+    "ExperimentPlan",
+    "Run",
+    "canonical",
+    "digest",
+    "digest_of_parts",
+    "run_seed",
+]
 
 _QEMU_BANDWIDTH = 128 << 20
 _START_SECONDS = 0.8  # both QEMUs up, down, and the interpreter of the run's process
@@ -141,12 +149,13 @@ class ExperimentPlan:
     def runs(self) -> list[Run]:
         """All runs, in order; every warm-up run comes before the measured ones of its cell."""
         turns = range(self.warm_up + self.repeats)
+        seeds = [run_seed(self.seed, turn) for turn in turns]
         if self.order == "sequential":
-            return [self._run(cell, turn) for cell in self.cells for turn in turns]
+            return [Run(cell.id, turn, seeds[turn]) for cell in self.cells for turn in turns]
         dice = random.Random(self.seed) if self.order == "random" else None  # noqa: S311
         runs = []
         for turn in turns:
-            part = [self._run(cell, turn) for cell in self.cells]
+            part = [Run(cell.id, turn, seeds[turn]) for cell in self.cells]
             if dice is not None:
                 dice.shuffle(part)  # each turn for itself: a drift of the host meets all cells
             runs += part
@@ -168,9 +177,6 @@ class ExperimentPlan:
         seconds = {cell.id: cell.estimate_seconds() for cell in self.cells}
         return (seconds[run.cell] for run in self.runs)
 
-    def _run(self, cell: Cell, repeat: int) -> Run:
-        return Run(cell.id, repeat, run_seed(self.seed, repeat))
-
 
 def run_seed(seed: int, repeat: int) -> int:
     """The seed of a repeat: the same for all cells, so that they meet the same workload."""
@@ -180,5 +186,15 @@ def run_seed(seed: int, repeat: int) -> int:
 
 def digest(content: Any) -> str:
     """SHA-256, in hex, of data in JSON's canonical form."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def canonical(content: Any) -> str:
+    """Data as JSON in its one form: keys sorted, no spaces."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_of_parts(parts: Mapping[str, str]) -> str:
+    """What `digest` gives of a mapping, whose values are canonical JSON already."""
+    pairs = ",".join(f"{canonical(key)}:{parts[key]}" for key in sorted(parts))
+    return hashlib.sha256(f"{{{pairs}}}".encode()).hexdigest()
