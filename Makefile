@@ -1,19 +1,23 @@
 # Every target first makes the machine ready (tools/setup): quick and silent when it already is.
 #
 #   make test PYTEST_ARGS="-k ring -x"     make prove ARGS=--json     make test PYTHON=python3.12
+#   make test JOBS=0             one test after the other, in one process
 #   make check-series SOURCES="qemu-10.0.tar.xz qemu-10.2"
 
 ARGS ?=
 QEMU ?= $(or $(QEMU_RING_QEMU),qemu-system-x86_64)
 PYTEST_ARGS ?=
+JOBS ?= auto
 SOURCES ?=
 
 python := .venv/bin/python
 sources := qemu_ring tests $(wildcard benchmarks/*.py examples/*.py tools/*.py)
 scripts := tools/setup .ci/run
+# Each worker takes half of what another has left when it has done its own.
+pytest := $(python) -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test prove lint unit check-series format firmware wheel clean
+.PHONY: help setup test test-full prove lint unit check-series format firmware wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -21,8 +25,11 @@ help: ## list the targets
 setup: ## install what is missing: Debian packages, .venv
 	@tools/setup test
 
-test: lint ## lint and every test that this machine can run
-	$(python) -m pytest $(PYTEST_ARGS)
+test: lint ## lint, and the tests that this machine can run but for those that take long
+	$(pytest) $(PYTEST_ARGS)
+
+test-full: lint ## lint, and every test that this machine can run
+	$(pytest) --full $(PYTEST_ARGS)
 
 prove: ## is this machine's QEMU losing dirty memory? succeeds with either answer
 	@tools/setup prove
@@ -35,7 +42,7 @@ lint: setup ## ruff, mypy, and shellcheck where it is installed
 	@! command -v shellcheck >/dev/null || shellcheck $(scripts)
 
 unit: setup ## the tests that start no QEMU
-	$(python) -m pytest tests/unit $(PYTEST_ARGS)
+	$(pytest) tests/unit $(PYTEST_ARGS)
 
 check-series: setup ## each patch builds alone on QEMU's SOURCES; takes half an hour for each
 	@[ -n "$(SOURCES)" ] || { echo 'name QEMU sources: make check-series SOURCES="DIR TARBALL"' >&2; exit 2; }

@@ -20,6 +20,7 @@ import pytest
 
 from qemu_ring.errors import HostError
 from qemu_ring.machine.kvm import KvmCapabilities, probe_kvm
+from tests.tiers import mark_matrices, without_full
 
 IMPLIED_MARKERS = {"ring": ("kvm", "qemu"), "kvm": ("qemu",), "qemu": ()}
 LEFTOVER_DEADLINE = 10.0  # seconds that a test's processes and files have to go away after it
@@ -74,16 +75,22 @@ def this_host() -> Host:
         return Host(qemu, None, str(error))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the tests marked full as well")
+
+
 def pytest_report_header() -> str:
     return str(this_host())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(str(this_host()))
+    if not terminalreporter.config.getoption("--full"):
+        terminalreporter.write_line("tests marked full were left out; `make test-full` runs all")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects, so that "not kvm" leaves out ring tests too
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if "patched_qemu" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.build)
@@ -97,6 +104,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 if reasons:
                     item.add_marker(pytest.mark.skip(reason=reasons[0]))
                 break
+    mark_matrices(items)
+    without_full(config, items)
 
 
 @pytest.fixture(scope="session")
