@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from types import TracebackType
 
+from qemu_ring.errors import DeadlineError
 from qemu_ring.machine import Machine
 from qemu_ring.migration.aftermath import stays_when_it_fails
 from qemu_ring.migration.errors import MigrationError
-from qemu_ring.qmp import Event, MigrationStatus, commands
+from qemu_ring.qmp import CommandTimeoutError, Event, MigrationStatus, Monitor, commands
 
 __all__ = ["Arrival"]
 
 _EVENT_SECONDS = 60.0
+_POLL_SECONDS = 0.002
+_WAITING = "inmigrate"
 
 
 class Arrival:
@@ -19,6 +24,7 @@ class Arrival:
 
     Attributes:
         machine: the destination.
+        runs_by_itself: whether QEMU lets the guest run when it has arrived, with nobody's help.
         resumed_at: when the guest ran, host monotonic clock; None if it does not.
         switched_at: when postcopy's destination took over, though paused.
         arrived_at: when all memory was there.
@@ -26,6 +32,7 @@ class Arrival:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        self.runs_by_itself = False
         self.resumed_at: float | None = None
         self.switched_at: float | None = None
         self.arrived_at: float | None = None
@@ -52,17 +59,23 @@ class Arrival:
         times = [at for at in (self.resumed_at, self.arrived_at) if at is not None]
         return min(times, default=None)
 
-    async def expect(self, uri: str, *, paused: bool) -> None:
+    async def expect(self, uri: str, *, paused: bool, has_source: bool = True) -> None:
         """Listen on the URI.
 
         Args:
             uri: where.
             paused: whether to leave the guest paused when it has arrived; a guest that was
-                paused at the source stays so in any case.
+                paused at the source stays so in any case. A guest that is not to be paused
+                either runs by itself, as the attribute then says, or is left as this QEMU was
+                started, to be let go by `resume`.
+            has_source: whether the guest's former QEMU may still use its disks.
         """
         monitor = self.machine.monitor
-        # While it waits, these only decide what becomes of the guest later.
-        await (commands.stop(monitor) if paused else commands.cont(monitor))
+        if paused:
+            await commands.stop(monitor)
+        elif not has_source or await _waits_with_cont(monitor):
+            await commands.cont(monitor)
+            self.runs_by_itself = True
         stays = await stays_when_it_fails(self.machine)
         await commands.migrate_incoming(monitor, uri, exit_on_error=not stays)
 
@@ -83,8 +96,42 @@ class Arrival:
             raise MigrationError(info.error_desc or "QEMU gives no reason")
 
     async def resume(self, *, timeout: float = _EVENT_SECONDS) -> None:
-        """Let the guest run, after it has arrived paused; no error if it runs."""
-        await commands.cont(self.machine.monitor)
+        """Let the guest run as soon as it can; no error if it runs.
+
+        Not before: what `cont` does to a QEMU that waits depends on its version.
+
+        Args:
+            timeout: seconds until it has what it needs to run.
+
+        Raises:
+            MigrationError: it has failed.
+            DeadlineError: it could not run in time.
+            QmpError: it is gone, or refused.
+        """
+        monitor, until = self.machine.monitor, time.monotonic() + timeout
+        while True:
+            try:
+                status = await commands.query_status(monitor)
+                if status.status != _WAITING:
+                    break
+                info = await commands.query_migrate(monitor)
+                if info.status is MigrationStatus.FAILED:
+                    raise MigrationError(info.error_desc or "QEMU gives no reason")
+            except CommandTimeoutError:  # its main loop waits for a page
+                pass
+            if time.monotonic() > until:
+                raise DeadlineError(f"{self.machine.name} could not run within {timeout:g} s")
+            await asyncio.sleep(_POLL_SECONDS)
+        if not status.running:
+            await commands.cont(monitor)
+
+    async def resumed(self, *, timeout: float = _EVENT_SECONDS) -> None:
+        """Wait until it has told that the guest runs.
+
+        Raises:
+            DeadlineError: it did not in time.
+            QmpError: it is gone.
+        """
         while self.resumed_at is None:
             self._note(await self._events.wait(timeout=timeout, what="RESUME of the destination"))
 
@@ -97,3 +144,14 @@ class Arrival:
             self.switched_at = self.switched_at or event.arrived
         elif self._status is MigrationStatus.COMPLETED:
             self.arrived_at = event.arrived
+
+
+async def _waits_with_cont(monitor: Monitor) -> bool:
+    """Whether `cont` to a QEMU that waits only decides what becomes of its guest later.
+
+    QEMU before 10.0 takes the disks at once: it fails where the source has them locked, and where
+    nothing locks them it keeps what it reads of them now, while the source goes on to write.
+    """
+    if (await monitor.schema()).has_command("blockdev-set-active"):  # came with the other meaning
+        return True
+    return not await commands.query_named_block_nodes(monitor)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 from qemu_ring.errors import QemuRingError
 from qemu_ring.machine import Machine
@@ -20,7 +21,7 @@ from qemu_ring.migration.errors import (
 from qemu_ring.migration.plan import MigrationPlan
 from qemu_ring.migration.postcopy import lost_channel
 from qemu_ring.migration.result import MigrationResult, Totals
-from qemu_ring.migration.shield import to_the_end
+from qemu_ring.migration.shield import stopped, to_the_end
 from qemu_ring.migration.watch import Watch
 from qemu_ring.qmp import MigrationStatus, QmpError, commands
 from qemu_ring.verify import Block, Comparison, compare
@@ -29,7 +30,7 @@ __all__ = ["Ending"]
 
 
 class Ending:
-    """Sees to it that a guest that is held to be verified goes on, whatever becomes of that.
+    """Sees to it that a guest that is held goes on, whatever becomes of its verification.
 
     Args:
         source: the guest's former QEMU.
@@ -58,12 +59,27 @@ class Ending:
         self._guest_downtime = guest_downtime
         self._comparison: Comparison | None = None
         self._problem = ""
-        self._is_held = bool(blocks) and not plan.leave_paused
+        self._was_resumed = False
+        self._is_to_go_on = not plan.leave_paused
+        self._going_on = asyncio.Lock()
 
     @property
     def is_held(self) -> bool:
         """Whether the guest is paused when it has arrived, and not as its caller wants it."""
-        return self._is_held
+        return bool(self._blocks) and self._is_to_go_on
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Let a guest go on as soon as it is at a destination that does not do so by itself."""
+        assert self.arrival is not None
+        if self.is_held or not self._is_to_go_on or self.arrival.runs_by_itself:
+            yield
+            return
+        task = asyncio.create_task(self._follow(), name="guest's resumption")
+        try:
+            yield
+        finally:
+            await stopped(task)
 
     async def conclude(self, *, timeout: float) -> MigrationResult:
         """See that the destination completes it, too; verify; let the guest go on.
@@ -87,6 +103,8 @@ class Ending:
             await self._verify()
             try:
                 await to_the_end(self._go_on())
+                if self._was_resumed:
+                    await arrival.resumed()
             except QemuRingError as error:
                 raise await self._error(f"the destination failed: {error}") from error
         with suppress(QmpError):  # the guest has moved: its former QEMU may go
@@ -128,7 +146,7 @@ class Ending:
 
     async def let_go(self) -> None:
         """Let a guest that is held go on, if it has moved; for a migration that is left."""
-        if not self._is_held:
+        if self._has_nothing_to_do():
             return
         assert self.arrival is not None
         sends, receives = [await _migration(one) for one in (self._source, self.arrival.machine)]
@@ -151,28 +169,37 @@ class Ending:
                 await to_the_end(self._go_on())
             raise await self._error(f"memory was not compared: {error}") from error
 
-    async def _go_on(self) -> None:
-        """Let the guest run where it is to, if it is held."""
-        if not self._is_held:
-            return
-        where = GuestAt.DESTINATION
-        if self._comparison is not None and not self._comparison.equal:
-            where = self._plan.if_stale
-        if self._watch.was_running and where is GuestAt.SOURCE:
-            try:
-                await commands.cont(self._source.monitor)
-            except QmpError as error:  # the destination has its disks, or it is gone
-                self._problem = error.message
-        elif self._watch.was_running and where is GuestAt.DESTINATION:
-            assert self.arrival is not None
-            await self._resume(self.arrival)
-        self._is_held = False
+    async def _follow(self) -> None:
+        watch = self._watch
+        await watch.until(lambda: watch.over or watch.in_postcopy)
+        if watch.completed or watch.in_postcopy:
+            with suppress(QemuRingError):  # whoever completes it is told
+                await self._go_on()
 
-    async def _resume(self, arrival: Arrival) -> None:
-        if (await commands.query_status(arrival.machine.monitor)).status == "inmigrate":
-            await commands.cont(arrival.machine.monitor)  # it runs as soon as it can
-        else:
-            await arrival.resume()
+    def _has_nothing_to_do(self) -> bool:
+        """Whether the guest is where it is to be, or will be without our help."""
+        if self.arrival is not None and self.arrival.runs_by_itself:
+            return True
+        return not self._is_to_go_on
+
+    async def _go_on(self) -> None:
+        """Let the guest run where it is to."""
+        async with self._going_on:
+            if self._has_nothing_to_do():
+                return
+            where = GuestAt.DESTINATION
+            if self._comparison is not None and not self._comparison.equal:
+                where = self._plan.if_stale
+            if self._watch.was_running and where is GuestAt.SOURCE:
+                try:
+                    await commands.cont(self._source.monitor)
+                except QmpError as error:  # the destination has its disks, or it is gone
+                    self._problem = error.message
+            elif self._watch.was_running and where is GuestAt.DESTINATION:
+                assert self.arrival is not None
+                await self.arrival.resume()
+                self._was_resumed = True
+            self._is_to_go_on = False
 
     async def _downtime(self) -> Downtime:
         stopped, arrival, reported = self._watch.stopped_at, self.arrival, self._watch.info

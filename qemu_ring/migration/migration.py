@@ -333,6 +333,7 @@ class Migration:
                 await connection.listen(), paused=self.plan.leave_paused or self._ending.is_held
             )
             self._stack.push_async_callback(self._ending.let_go)
+            await self._stack.enter_async_context(self._ending.following())
         uri = await connection.reach()
         if self._guest_downtime is not None:
             await self._stack.enter_async_context(self._guest_downtime)

@@ -49,7 +49,9 @@ async def restore(destination: Machine, plan: MigrationPlan, *, timeout: float =
         stack.push_async_callback(connection.abandon)
         arrival = stack.enter_context(Arrival(destination))
         try:
-            await arrival.expect(await connection.listen(), paused=plan.leave_paused)
+            await arrival.expect(
+                await connection.listen(), paused=plan.leave_paused, has_source=False
+            )
         except CommandError as error:
             raise QemuUnsuitableError(
                 f"the destination refuses it: {error.description}",

@@ -50,6 +50,7 @@ __all__ = [
     "query_kvm",
     "query_memdev",
     "query_migrate",
+    "query_named_block_nodes",
     "query_parameters",
     "query_pci",
     "query_status",
@@ -248,6 +249,15 @@ async def query_memdev(
 ) -> list[MemoryBackendInfo]:
     """List the memory backends."""
     return await monitor.call("query-memdev", list[MemoryBackendInfo], timeout=timeout)
+
+
+async def query_named_block_nodes(
+    monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT
+) -> list[dict[str, object]]:
+    """List the block nodes, as QEMU tells of them, without those behind them."""
+    return await monitor.call(
+        "query-named-block-nodes", list[dict[str, object]], {"flat": True}, timeout=timeout
+    )
 
 
 async def query_chardev(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> list[CharDevice]:

@@ -278,3 +278,18 @@ def test_network_conditions(tmp_path: Path, qemu_path: Path, experiment: Experim
         pytest.skip(why)
     assert record["status"] == "ok", record["error"]
     assert record["migration"]["bytes"] / record["migration"]["seconds"] < 1.1 * (8 << 20)
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("qemu", ["qemu_path", "patched_qemu"])
+def test_guest_with_a_disk_is_migrated_without_being_verified(
+    request: pytest.FixtureRequest, tmp_path: Path, experiment: Experiment, qemu: str
+) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
+    disk = "guest:\n  disks: [{path: disk.img}]"
+    matrix = "matrix: {migration.kind: [precopy, postcopy]}\nrepeats: 1\nverify: false\n"
+    (tmp_path / "e.yaml").write_text(SMALL.replace("guest:", disk) + matrix)
+    binary = request.getfixturevalue(qemu)
+    done = experiment("run", "e.yaml", "-o", "r", "--qemu", binary, "--json")
+    assert done.returncode == ExitStatus.GOOD, done.stderr
+    assert json.loads(done.stdout)["statuses"] == {"ok": 2}

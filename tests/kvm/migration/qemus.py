@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from qemu_ring.guest import Pattern, Region, Stream, Workload, image_bytes
@@ -17,7 +18,15 @@ RAM = 40 * MIB
 class Qemus:
     """A guest that writes, and its twin, each with a QMP socket and memory with a name."""
 
-    def __init__(self, folder: Path, binary: Path, *, memory_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        binary: Path,
+        *,
+        memory_folder: Path | None = None,
+        extra: Sequence[str] = (),
+        extra_twin: Sequence[str] = (),
+    ) -> None:
         self.source, self.destination = str(folder / "source.qmp"), str(folder / "twin.qmp")
         region = Region("ram", 8 * MIB, 32 * MIB)
         span = Workload((region,), (Stream(),)).span("ram")
@@ -25,12 +34,13 @@ class Qemus:
         (folder / "firmware").write_bytes(image_bytes())
         common = ["-accel", "kvm", "-machine", "pc,memory-backend=ram", "-m", f"size={RAM}B"]
         common += ["-nodefaults", "-display", "none", "-bios", str(folder / "firmware")]
+        common += extra
         for name, content in workload.fw_cfg(1_000_000_000).items():
             path = folder / name.replace("/", "-")
             path.write_bytes(content)
             common += ["-fw_cfg", f"name={name},file={path}"]
         self.processes = []
-        for name, more in (("source", []), ("twin", ["-incoming", "defer"])):
+        for name, more in (("source", []), ("twin", ["-incoming", "defer", *extra_twin])):
             path = memory_folder or folder / f"{name}.ram"  # in a folder it has no name
             memory = f"memory-backend-file,id=ram,share=on,size={RAM}B,mem-path={path}"
             monitor = f"unix:{folder / name}.qmp,server=on,wait=off"

@@ -143,6 +143,8 @@ class FakeQemu:
                 return {"status": self.state, "running": self.state == "running"}
             case "query-migrate":
                 return self.migration
+            case "query-named-block-nodes":
+                return []
         return {}
 
     def count(self, name: str) -> int:

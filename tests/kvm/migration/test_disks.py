@@ -1,0 +1,134 @@
+"""Guests with a disk that they write to: it is one QEMU's at a time."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qemu_ring.migration import GuestAt, Migration, MigrationPlan, Postcopy, Unix
+from qemu_ring.qmp import commands
+from tests.kvm.migration.qemus import Qemus
+
+if TYPE_CHECKING:
+    from tests.kvm.migration.conftest import StartPair
+
+pytestmark = pytest.mark.kvm
+
+MIB = 1 << 20
+SLOW = {"max_bandwidth": 40 * MIB, "downtime_limit": 0.001}
+
+
+@pytest.fixture(params=["distribution", "patched"])
+def binary(request: pytest.FixtureRequest, qemu_path: Path) -> Path:
+    if request.param == "distribution":
+        return qemu_path
+    found: Path = request.getfixturevalue("patched_qemu")
+    return found
+
+
+def qcow2() -> bytes:
+    """An empty image of 1 MiB: header, table, and the counts of the clusters that hold these."""
+    cluster = 1 << 16
+    header = struct.pack(
+        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, 16, MIB, 0, 1, cluster, 2 * cluster, 1, 0, 0
+    )
+    counts = struct.pack(">4H", 1, 1, 1, 1)
+    parts = (header, b"", struct.pack(">Q", 3 * cluster), counts)
+    return b"".join(part.ljust(cluster, b"\0") for part in parts)
+
+
+def disk(folder: Path, image: str, *, locking: bool = True) -> tuple[str, ...]:
+    """Options for a disk of this format, made there."""
+    path = folder / f"disk.{image}"
+    path.write_bytes(bytes(MIB) if image == "raw" else qcow2())
+    lock = "on" if locking else "off"
+    return ("-drive", f"if=ide,id=disk,format={image},file={path},file.locking={lock}")
+
+
+@pytest.mark.parametrize("verified", [True, False], ids=["verified", "unverified"])
+@pytest.mark.parametrize("kind", ["precopy", "postcopy"])
+@pytest.mark.parametrize("image", ["raw", "qcow2"])
+async def test_guest_goes_on_with_its_disk(
+    start_pair: StartPair, binary: Path, kind: str, verified: bool, image: str, tmp_path: Path
+) -> None:
+    plan = MigrationPlan(channel=Unix())
+    if kind == "postcopy":
+        plan = MigrationPlan(kind=Postcopy(), **SLOW)  # type: ignore[arg-type]
+    rate = None if kind == "postcopy" else 4000
+    extra = disk(tmp_path, image)
+    async with start_pair(binary, extra=extra, pages_per_second=rate) as pair:
+        blocks = pair.blocks if verified else []
+        async with Migration(pair.source, pair.destination, plan, verify=blocks) as migration:
+            result = await migration.complete(timeout=60)
+        assert result.aftermath.guest_at is GuestAt.DESTINATION
+        assert result.switched_to_postcopy == (kind == "postcopy")
+        assert result.downtime.seconds is not None
+        assert result.downtime.seconds > 0
+        if verified:
+            assert result.comparison is not None
+            assert result.comparison.equal
+        await pair.wait_writing_at_destination()
+
+
+async def test_postcopy_goes_on_long_before_it_is_complete(
+    start_pair: StartPair, binary: Path, tmp_path: Path
+) -> None:
+    plan = MigrationPlan(kind=Postcopy(max_bandwidth=4 * MIB), **SLOW)  # type: ignore[arg-type]
+    extra = disk(tmp_path, "raw")
+    async with start_pair(binary, extra=extra, pages_per_second=None) as pair:
+        async with Migration(pair.source, pair.destination, plan) as migration:
+            async for _ in migration.iterations():
+                pass
+            await pair.wait_writing_at_destination()
+            assert migration.status == "postcopy-active"
+            result = await migration.complete(timeout=60)
+        assert result.aftermath.guest_at is GuestAt.DESTINATION
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["left", "completed"])
+async def test_disk_is_not_read_before_the_guest_is_there(
+    start_pair: StartPair, binary: Path, leaves: bool, tmp_path: Path
+) -> None:
+    """Where nothing locks it, what is read too soon is not what the source leaves."""
+    nodes = disk(tmp_path, "qcow2", locking=False)
+    async with start_pair(binary, extra=nodes) as pair:
+        source, destination = pair.source.monitor, pair.destination.monitor
+        with source.events("MIGRATION") as events:
+            async with Migration(pair.source, pair.destination, MigrationPlan(**SLOW)) as migration:  # type: ignore[arg-type]
+                await events.wait(lambda event: event.data["status"] == "active", timeout=30)
+                await commands.human(source, 'qemu-io disk "write -P 90 0 64k"')
+                await migration.set_parameters(max_bandwidth=1 << 40, downtime_limit=1)
+                if leaves:
+                    await events.wait(lambda event: event.data["status"] == "completed", timeout=30)
+                else:
+                    await migration.complete(timeout=60)
+        await pair.wait_writing_at_destination()
+        await commands.human(destination, 'qemu-io disk "read -P 90 0 64k"')
+    # It says so to its standard output, which it writes out at its end.
+    assert "wrote 65536/65536" in pair.source.text("output")
+    assert "read 65536/65536" in pair.destination.text("output")
+    assert "failed" not in pair.destination.text("output")
+
+
+@pytest.mark.parametrize("paused", [True, False], ids=["with -S", "without -S"])
+@pytest.mark.parametrize("kind", ["precopy", "postcopy"])
+def test_command(binary: Path, kind: str, paused: bool, tmp_path: Path) -> None:
+    twin: Sequence[str] = ["-S"] if paused else []
+    extra = disk(tmp_path, "raw")
+    qemus = Qemus(tmp_path, binary, extra=extra, extra_twin=twin, memory_folder=Path("/dev/shm"))
+    try:
+        line = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate", "--json"]
+        line += [qemus.source, qemus.destination, "--kind", kind]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["aftermath"]["guest_at"] == "destination"
+        qemus.assert_alive()
+    finally:
+        qemus.stop()
