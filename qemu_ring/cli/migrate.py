@@ -78,7 +78,7 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
 )
 @click.option(
     "--downtime-limit",
-    type=Duration(0, 2000),
+    type=Duration(),
     metavar="TIME",
     help="Of standstill, at most; seconds, or such as 300ms.",
 )

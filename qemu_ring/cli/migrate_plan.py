@@ -23,6 +23,7 @@ from qemu_ring.migration import (
     MappedRam,
     MigrationPlan,
     Multifd,
+    PlanError,
     Postcopy,
     Precopy,
     Tcp,
@@ -36,8 +37,15 @@ __all__ = ["plan_of", "require_new_file", "require_saved_guest", "require_two_gu
 
 _MAGIC = b"QEVM"
 """What every stream of a QEMU begins with."""
-_PAGE = 4096
-_MIB = 1 << 20
+_OPTIONS = {
+    "kind.after_passes": "--postcopy-after",
+    "kind.max_bandwidth": "--postcopy-bandwidth",
+    "multifd.channels": "--multifd",
+    "multifd.level": "--compression-level",
+    "throttle.vcpu_limit": "--dirty-limit",
+    "xbzrle.cache_size": "--xbzrle",
+}
+"""By the plan's fields; of others the option has the field's name."""
 
 
 def plan_of(options: dict[str, Any], file: Path | None) -> MigrationPlan:
@@ -48,6 +56,13 @@ def plan_of(options: dict[str, Any], file: Path | None) -> MigrationPlan:
     """
     channel = _channel(options["channel"], options["exec_incoming"], file)
     _check(options, channel)
+    try:
+        return _plan(options, channel)
+    except PlanError as error:
+        raise error.renamed(_OPTIONS.get(error.field, f"--{_dashed(error.field)}")) from error
+
+
+def _plan(options: dict[str, Any], channel: Channel) -> MigrationPlan:
     throttle: AutoConverge | DirtyLimit | None = None
     if options["auto_converge"]:
         throttle = AutoConverge()
@@ -183,21 +198,6 @@ def _check(options: dict[str, Any], channel: Channel) -> None:
             f"TLS by {channel.words} needs the name in the destination's certificate",
             hint="give it with --tls-hostname NAME",
         )
-    _check_amounts(options)
-
-
-def _check_amounts(options: dict[str, Any]) -> None:
-    level, compression = options["compression_level"], options["compression"]
-    if level is not None and compression == "zlib" and level > 9:
-        raise UsageError(f"--compression-level {level} is too high", hint="zlib has 0 to 9")
-    limit = options["dirty_limit"]
-    if limit is not None and (limit < _MIB or limit % _MIB):
-        raise UsageError(
-            f"--dirty-limit {limit} is not in whole MiB a second", hint="use 1M or more, as 50M"
-        )
-    cache = options["xbzrle"]
-    if cache is not None and (cache < _PAGE or cache & (cache - 1)):
-        raise UsageError(f"--xbzrle {cache} is no power of two from 4K on", hint="use 64M, say")
 
 
 def _kind(options: dict[str, Any]) -> Kind:

@@ -11,13 +11,23 @@ from qemu_ring.migration import (
     Fd,
     MigrationPlan,
     Multifd,
+    PlanError,
     Postcopy,
     Precopy,
     Tcp,
     Xbzrle,
 )
 
-__all__ = ["channel_of", "migration_plan"]
+__all__ = ["channel_of", "migration_plan", "plan_problem"]
+
+_KEYS = {
+    "kind.after_passes": "after_passes",
+    "multifd.channels": "multifd",
+    "multifd.level": "compression_level",
+    "xbzrle.cache_size": "xbzrle",
+}
+"""By the plan's fields; other keys have the field's name."""
+_PERIOD = "period_seconds"
 
 
 def migration_plan(part: CellPart) -> MigrationPlan:
@@ -53,6 +63,17 @@ def migration_plan(part: CellPart) -> MigrationPlan:
             no_progress_iterations=wanted.abort.no_progress_iterations,
         ),
     )
+
+
+def plan_problem(part: CellPart, error: PlanError) -> tuple[tuple[str, ...], str]:
+    """The key that an error of `migration_plan` is about, and what is wrong with it."""
+    said = f"{error.problem}; {error.hint}" if error.hint else error.problem
+    first, _, rest = error.field.partition(".")
+    if first == "throttle":
+        key: tuple[str, ...] = (part.migration.throttle, _PERIOD if rest == "period" else rest)
+    else:
+        key = (_KEYS.get(error.field, error.field),)
+    return ("migration", *(word.replace("_", "-") for word in key)), said
 
 
 def channel_of(part: CellPart) -> str:

@@ -54,7 +54,7 @@ def netem_arguments(part: NetworkPart) -> list[str]:
         arguments += ["delay", f"{round(part.latency_seconds * 1e6)}us"]
         under_way = (part.bandwidth or 10**10 // 8) * part.latency_seconds / _PACKET_BYTES
     if part.loss_percent:
-        arguments += ["loss", f"{part.loss_percent:g}%"]
+        arguments += ["loss", f"{part.loss_percent:.10g}%"]
     if part.bandwidth:
         arguments += ["rate", f"{part.bandwidth * 8}bit"]
     return [*arguments, "limit", str(min(1000 + round(2 * under_way), _MOST_PACKETS))]

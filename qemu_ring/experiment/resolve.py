@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from qemu_ring.errors import UsageError
 from qemu_ring.experiment.matrix import Assignment, Combination
-from qemu_ring.experiment.migrations import migration_plan
+from qemu_ring.experiment.migrations import migration_plan, plan_problem
 from qemu_ring.experiment.parameters import (
     Scalar,
     guest_parameters,
@@ -33,6 +33,7 @@ from qemu_ring.guestfile.mistakes import mistakes
 from qemu_ring.guestfile.plan import problems as guest_problems
 from qemu_ring.guestfile.source import Path as DocumentPath
 from qemu_ring.guestfile.source import Source, dotted
+from qemu_ring.migration import PlanError
 
 __all__ = ["CellResolver"]
 
@@ -297,6 +298,8 @@ def _of_part(part: CellPart) -> Iterator[Problem]:
     """What all but the guest does not allow together."""
     try:
         migration_plan(part)
+    except PlanError as error:
+        yield plan_problem(part, error)
     except UsageError as error:
         yield ("migration",), str(error)
     yield from _never(part)

@@ -32,6 +32,18 @@ def _bandwidth(value: int) -> int:
     return value
 
 
+def _latency(value: float) -> float:
+    if 0 < value < 1e-6:
+        raise wrong("is less than netem counts; use 1us or more, or 0")
+    return value
+
+
+def _loss(value: float) -> float:
+    if 0 < value < 1e-6:
+        raise wrong("is less than netem counts; use 0.000001 or more, or 0")
+    return value
+
+
 Bandwidth = Annotated[Rate, AfterValidator(_bandwidth)]
 """Bytes a second."""
 
@@ -106,9 +118,9 @@ class NetworkPart(Part):
 
     bandwidth: Bandwidth | None = Field(None, gt=0)
     """Bytes a second."""
-    latency_seconds: Seconds = Field(0.0, ge=0, le=10)
-    """One way."""
-    loss_percent: Number = Field(0.0, ge=0, lt=100)
+    latency_seconds: Annotated[Seconds, AfterValidator(_latency)] = Field(0.0, ge=0, le=10)
+    """One way; netem counts microseconds."""
+    loss_percent: Annotated[Number, AfterValidator(_loss)] = Field(0.0, ge=0, le=99.9999)
 
 
 class RemovalsPart(Part):

@@ -16,6 +16,8 @@ _ZIPF_BUCKETS = 1024
 _PCI_COMMAND = 0x80000004
 _PCI_FUNCTIONS = 0x00FFFF00
 _MAX_REST_SECONDS = 3600.0
+_LEAST_RATE = 1e-6
+"""Pages a second; the firmware counts the time between two writes in 64 bits of TSC."""
 
 
 class Pattern(IntEnum):
@@ -131,8 +133,10 @@ class Stream:
             return
         if self.span.pages <= 0:
             raise UsageError("a stream that writes needs a span of at least one page")
-        if self.pages_per_second is not None and self.pages_per_second <= 0:
-            raise UsageError("pages_per_second must be greater than 0; use IDLE to write nothing")
+        if self.pages_per_second is not None and self.pages_per_second < _LEAST_RATE:
+            raise UsageError(
+                f"pages_per_second must be {_LEAST_RATE:f} or more; use IDLE to write nothing"
+            )
         if not 0 < self.seed < 1 << 64:
             raise UsageError("seed must be in 1 to 2**64 - 1")
         if self.pattern is Pattern.ZIPF and self.skew <= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from qemu_ring.errors import UsageError
-from qemu_ring.guest import Pattern, Region, Span, Stream, Workload
+from qemu_ring.guest import PAGE_SIZE, Pattern, Region, Span, Stream, Workload
 from qemu_ring.guest.linux import LinuxWorkload
 from qemu_ring.guestfile.schema import GuestDescription, LinuxWorkloadPart, RegionPart, StreamPart
 from qemu_ring.guestfile.source import Path
@@ -18,6 +18,8 @@ Problem = tuple[Path, str]
 RAM = "ram"
 _FIRST_SLOT = 0x10  # on bus 0; devices without an address of their own come before
 _COMMAND = 0x04
+_MEMORY_UNIT = 8192
+"""That QEMU rounds system RAM up to."""
 _GIB = 1 << 30
 _FIRMWARE_BYTES = 1 << 20
 _LINUX_SPARE = 96 << 20  # for the kernel, on top of what its program writes to
@@ -59,6 +61,7 @@ def workload(guest: GuestDescription) -> Workload | None:
 def problems(guest: GuestDescription) -> Iterator[Problem]:
     """All that no single field shows."""
     yield from _boot(guest)
+    yield from _memory(guest)
     yield from _accelerator(guest)
     yield from _names(guest)
     slots = list(_slots(guest))
@@ -91,6 +94,15 @@ def _boot(guest: GuestDescription) -> Iterator[Problem]:
             ("linux", "workload", "size"),
             f"leaves Linux less than {_LINUX_SPARE >> 20} MiB of memory",
         )
+
+
+def _memory(guest: GuestDescription) -> Iterator[Problem]:
+    """QEMU rounds sizes up, and then finds that memory and its backend differ."""
+    if guest.memory == 0 or guest.memory % _MEMORY_UNIT:
+        yield ("memory",), f"must be a multiple of {_MEMORY_UNIT >> 10} KiB"
+    for index, backend in enumerate(guest.backends):
+        if backend.size == 0 or backend.size % PAGE_SIZE:
+            yield ("backends", index, "size"), "must be whole pages of 4 KiB"
 
 
 def _accelerator(guest: GuestDescription) -> Iterator[Problem]:

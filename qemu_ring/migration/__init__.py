@@ -10,6 +10,7 @@ from qemu_ring.migration.errors import (
     MigrationAbortedError,
     MigrationCancelledError,
     MigrationError,
+    PlanError,
     PostcopyPausedError,
 )
 from qemu_ring.migration.migration import Migration
@@ -82,6 +83,7 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "MigrationAbortedError",
     "PostcopyPausedError",
     "EndedEarlyError",
+    "PlanError",
     "HeldPrecopy",
     "Pace",
 ]

@@ -3,6 +3,8 @@
 ::
 
     QemuRingError
+     +-- UsageError
+     |    +-- PlanError             a plan cannot be carried out by any QEMU
      +-- MigrationError             it failed; the message tells which side runs the guest
           +-- EndedEarlyError       it completed when it was to be held open
           +-- MigrationCancelledError
@@ -15,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from qemu_ring.errors import QemuRingError
+from qemu_ring.errors import QemuRingError, UsageError
 
 __all__ = [
     "Aftermath",
@@ -24,6 +26,7 @@ __all__ = [
     "MigrationAbortedError",
     "MigrationCancelledError",
     "MigrationError",
+    "PlanError",
     "PostcopyPausedError",
 ]
 
@@ -85,6 +88,28 @@ class Aftermath:
             GuestAt.NOWHERE: f"the guest does not run ({sides})",
         }
         return where[self.guest_at]
+
+
+class PlanError(UsageError):
+    """A plan cannot be carried out, by any QEMU.
+
+    Args:
+        field: the plan's, in dots, such as xbzrle.cache_size.
+        problem: what is wrong with it, without its name: a caller may have its own for it.
+        hint: the next step.
+
+    Attributes:
+        field, problem: those.
+    """
+
+    def __init__(self, field: str, problem: str, *, hint: str = "") -> None:
+        super().__init__(f"{field} {problem}", hint=hint)
+        self.field = field
+        self.problem = problem
+
+    def renamed(self, name: str) -> UsageError:
+        """The same with the name that the caller's user knows the field by."""
+        return UsageError(f"{name} {self.problem}", hint=self.hint)
 
 
 class MigrationError(QemuRingError):

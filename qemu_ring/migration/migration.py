@@ -27,6 +27,7 @@ from qemu_ring.migration.setup import set_up
 from qemu_ring.migration.shield import ShieldedStack
 from qemu_ring.migration.side import Side
 from qemu_ring.migration.timeline import Iteration, Sample
+from qemu_ring.migration.values import milliseconds, require_bandwidth, require_downtime
 from qemu_ring.migration.watch import Watch
 from qemu_ring.qmp import (
     CommandError,
@@ -162,13 +163,15 @@ class Migration:
         """Change the migration under way: bytes a second, and seconds of downtime.
 
         Raises:
-            UsageError: QEMU refused a value.
+            UsageError: it would be another value for QEMU, or QEMU refused it.
         """
+        require_bandwidth("max_bandwidth", max_bandwidth)
+        require_downtime("downtime_limit", downtime_limit)
         parameters: dict[str, object] = {}
         if max_bandwidth is not None:
             parameters["max-bandwidth"] = max_bandwidth
         if downtime_limit is not None:
-            parameters["downtime-limit"] = round(downtime_limit * 1000)
+            parameters["downtime-limit"] = milliseconds(downtime_limit)
         await self._source_side.set_parameters(parameters)
 
     # Ending it

@@ -8,7 +8,16 @@ from typing import Literal
 
 from qemu_ring.errors import UsageError
 from qemu_ring.migration.channel import Channel, Fd, File
-from qemu_ring.migration.errors import GuestAt
+from qemu_ring.migration.errors import GuestAt, PlanError
+from qemu_ring.migration.values import (
+    require_at_least,
+    require_bandwidth,
+    require_between,
+    require_downtime,
+    require_power_of_two,
+    require_switchover_bandwidth,
+    require_whole_mib,
+)
 
 __all__ = [
     "AbortRules",
@@ -31,6 +40,7 @@ __all__ = [
 
 Compression = Literal["none", "zlib", "zstd", "qatzip", "qpl", "uadk"]
 ZeroPage = Literal["none", "legacy", "multifd"]
+_LEVELS = {"zlib": (0, 9), "zstd": (0, 20), "qatzip": (1, 9)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +55,8 @@ class Postcopy:
     Args:
         after_passes: passes of precopy before that, at least 1.
         preempt: let urgent pages overtake on a channel of their own (postcopy-preempt).
-        max_bandwidth: bytes a second after the switchover; None for QEMU's own.
+        max_bandwidth: bytes a second after the switchover, from 10 on; 0 for no limit, None
+            for QEMU's own.
     """
 
     after_passes: int = 1
@@ -53,8 +64,8 @@ class Postcopy:
     max_bandwidth: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least("after_passes", self.after_passes, 1)
-        _at_least("max_bandwidth", self.max_bandwidth, 0)
+        require_at_least("kind.after_passes", self.after_passes, 1)
+        require_bandwidth("kind.max_bandwidth", self.max_bandwidth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +112,11 @@ class Multifd:
     level: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least("multifd channels", self.channels, 1)
+        require_between("multifd.channels", self.channels, 1, 255)
         if self.level is not None and self.compression == "none":
-            raise UsageError("a level needs a compression", hint="such as zlib or zstd")
+            raise PlanError("multifd.level", "needs a compression", hint="such as zlib or zstd")
+        if self.compression in _LEVELS:
+            require_between("multifd.level", self.level, *_LEVELS[self.compression])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,9 @@ class Xbzrle:
     """Send the difference to a page's last copy; `cache_size` in bytes, a power of two."""
 
     cache_size: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        require_power_of_two("xbzrle.cache_size", self.cache_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +156,12 @@ class AutoConverge:
     maximum: int = 99
     trigger_threshold: int = 50
 
+    def __post_init__(self) -> None:
+        require_between("throttle.initial", self.initial, 1, 99)
+        require_between("throttle.increment", self.increment, 1, 99)
+        require_between("throttle.maximum", self.maximum, self.initial, 99)
+        require_between("throttle.trigger_threshold", self.trigger_threshold, 1, 100)
+
 
 @dataclass(frozen=True, slots=True)
 class DirtyLimit:
@@ -156,8 +178,9 @@ class DirtyLimit:
     trigger_threshold: int = 50
 
     def __post_init__(self) -> None:
-        if self.vcpu_limit < 1 << 20 or self.vcpu_limit % (1 << 20):
-            raise UsageError(f"vcpu_limit {self.vcpu_limit} is not in whole MiB a second")
+        require_whole_mib("throttle.vcpu_limit", self.vcpu_limit)
+        require_between("throttle.period", self.period, 0.001, 1)
+        require_between("throttle.trigger_threshold", self.trigger_threshold, 1, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +235,12 @@ class MigrationPlan:
         multifd, xbzrle, mapped_ram, tls: see there; None does without.
         throttle: what to do about a guest that dirties faster than can be sent.
         zero_page: who looks for zero pages.
-        max_bandwidth: bytes a second.
-        downtime_limit: seconds that the guest may stand still.
+        max_bandwidth: bytes a second, from 10 on; 0 for no limit.
+        downtime_limit: seconds that the guest may stand still, 0.001 to 2000.
         switchover_bandwidth: bytes a second that QEMU is to reckon with for the switchover,
-            instead of what it measures (avail-switchover-bandwidth). Compression makes it
-            measure too little: it counts compressed bytes sent, and whole pages to send.
+            instead of what it measures (avail-switchover-bandwidth), from 1000 on; 0 for
+            what it measures. Compression makes it measure too little: it counts compressed
+            bytes sent, and whole pages to send.
         return_path: let the destination tell the source that it has all, before the source
             calls it completed; None wherever the channel goes both ways.
         switchover_ack: switch over only when the destination is ready.
@@ -248,9 +272,9 @@ class MigrationPlan:
     if_stale: GuestAt = GuestAt.SOURCE
 
     def __post_init__(self) -> None:
-        _at_least("max_bandwidth", self.max_bandwidth, 0)
-        _at_least("downtime_limit", self.downtime_limit, 0)
-        _at_least("switchover_bandwidth", self.switchover_bandwidth, 0)
+        require_bandwidth("max_bandwidth", self.max_bandwidth)
+        require_downtime("downtime_limit", self.downtime_limit)
+        require_switchover_bandwidth("switchover_bandwidth", self.switchover_bandwidth)
         if isinstance(self.kind, BackgroundSnapshot | CprReboot) and self.channel.bidirectional:
             raise UsageError(
                 f"{type(self.kind).__name__} saves to a file", hint="give it a File channel"
@@ -297,8 +321,3 @@ class MigrationPlan:
         if self.return_path is None:
             return self.channel.bidirectional
         return self.return_path
-
-
-def _at_least(name: str, value: float | None, least: int) -> None:
-    if value is not None and value < least:
-        raise UsageError(f"{name} {value} is less than {least}")

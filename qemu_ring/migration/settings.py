@@ -13,6 +13,7 @@ from qemu_ring.migration.plan import (
     MigrationPlan,
     Postcopy,
 )
+from qemu_ring.migration.values import milliseconds
 
 __all__ = ["MANAGED_CAPABILITIES", "Settings", "destination_settings", "source_settings"]
 
@@ -116,7 +117,7 @@ def _rates(plan: MigrationPlan) -> dict[str, object]:
     if plan.max_bandwidth is not None:
         parameters["max-bandwidth"] = plan.max_bandwidth
     if plan.downtime_limit is not None:
-        parameters["downtime-limit"] = round(plan.downtime_limit * 1000)
+        parameters["downtime-limit"] = milliseconds(plan.downtime_limit)
     if plan.switchover_bandwidth is not None:
         parameters["avail-switchover-bandwidth"] = plan.switchover_bandwidth
     if isinstance(plan.kind, Postcopy) and plan.kind.max_bandwidth is not None:
@@ -137,5 +138,5 @@ def _throttle(plan: MigrationPlan) -> dict[str, object]:
         }
     return parameters | {
         "vcpu-dirty-limit": throttle.vcpu_limit >> 20,
-        "x-vcpu-dirty-limit-period": round(throttle.period * 1000),
+        "x-vcpu-dirty-limit-period": milliseconds(throttle.period),
     }

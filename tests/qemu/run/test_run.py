@@ -231,7 +231,7 @@ extra: [-name, described]
 
 def test_mistakes_start_nothing(qemu_path: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "guest.yaml"
-    wrong.write_text("memory: 64 MB\nvcpus: none\n")
+    wrong.write_text("memory: 64 MX\nvcpus: none\n")
     done = subprocess.run([*COMMAND, str(wrong)], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(

@@ -214,9 +214,40 @@ MISTAKES = [
         "e.yaml:12: migration.abort.seconds: must be less than 118 s, what time-limit leaves",
     ),
     ("500 MiB", "99999999 T", "e.yaml:11: migration.max-bandwidth: '99999999 T' is too much"),
+    ("500 MiB", "9", "e.yaml:11: migration.max-bandwidth: 9 would be no limit: QEMU counts by"),
+    (
+        "500 MiB",
+        "500 MiB\n  downtime-limit: 900us",
+        "e.yaml:12: migration.downtime-limit: 0.0009 s would be no limit",
+    ),
+    (
+        "500 MiB",
+        "500 MiB\n  xbzrle: 5000",
+        "e.yaml:12: migration.xbzrle: 5000 is no power of two from 4K on; use 64M, say",
+    ),
+    (
+        "500 MiB",
+        "500 MiB\n  throttle: auto-converge\n  auto-converge: {initial: 50, maximum: 40}",
+        "e.yaml:13: migration.auto-converge.maximum: 40 is out of range; use 50 to 99",
+    ),
     ("500 MiB", "1025 T", "e.yaml:11: migration.max-bandwidth: is more than 1024 TiB a second"),
     ("repeats: 3", "network: {}", "e.yaml:14: network: names no condition: bandwidth, latency-"),
     ("repeats: 3", "network: {bandwidth: 0}", "e.yaml:14: network.bandwidth: must be greater than"),
+    (
+        "repeats: 3",
+        "network: {latency-seconds: 900ns}",
+        "e.yaml:14: network.latency-seconds: is less than netem counts; use 1us or more, or 0",
+    ),
+    (
+        "repeats: 3",
+        "network: {loss-percent: 0.0000001}",
+        "e.yaml:14: network.loss-percent: is less than netem",
+    ),
+    (
+        "repeats: 3",
+        "network: {loss-percent: 99.99999}",
+        "e.yaml:14: network.loss-percent: must be less",
+    ),
     ("repeats: 3", "stop: {failures-in-a-row: 0}", "e.yaml:14: stop.failures-in-a-row: must be"),
     ("memory: 64 MiB", "memory: 24 MiB", "e.yaml:7: guest.workload.regions[0]: it is not all in"),
 ]

@@ -160,6 +160,16 @@ def test_examples_are_right_for_us_and_for_editors(path: Path) -> None:
         (f"memory: {'9' * 5000} T", "g.yaml:1: memory: '99999999"),
         ("memory: 8388608 T", "g.yaml:1: memory: '8388608 T' is too much; use less than 8 EiB"),
         (f"memory: {1 << 63}", "g.yaml:1: memory: is too much; use less than 8 EiB"),
+        ("memory: 67112960", "g.yaml:1: memory: must be a multiple of 8 KiB"),
+        ("memory: 0", "g.yaml:1: memory: must be a multiple of 8 KiB"),
+        (
+            GUEST + "backends: [{id: b, size: 5000}]",
+            ": backends[0].size: must be whole pages of 4 KiB",
+        ),
+        (
+            changed("second: 1000", "second: 0.0000001"),
+            "per_second must be 0.000001 or more; use IDLE",
+        ),
         (changed("64 MiB", "yes"), "g.yaml:1: memory: true is no number of bytes; use such as"),
         (changed("second: 1000", "second: .inf"), "per-second: must be a finite number, not inf"),
         (

@@ -20,6 +20,7 @@ from qemu_ring.migration import (
     MappedRam,
     MigrationPlan,
     Multifd,
+    PlanError,
     Postcopy,
     Tcp,
     Tls,
@@ -51,11 +52,27 @@ TLS = Tls(Path("/tls"), hostname="ring.test")
         (lambda: MigrationPlan(tls=Tls(Path("/tls")), channel=Unix()), "unix needs the name"),
         (lambda: MigrationPlan(tls=Tls(Path("/tls"))), "fd needs the name"),
         (lambda: MigrationPlan(max_bandwidth=-1), "max_bandwidth -1"),
-        (lambda: MigrationPlan(downtime_limit=-0.1), "downtime_limit"),
+        (lambda: MigrationPlan(max_bandwidth=1), "max_bandwidth 1 would be no limit.*use 10 bytes"),
+        (lambda: MigrationPlan(max_bandwidth=9), "max_bandwidth 9 would be no limit"),
+        (lambda: Postcopy(max_bandwidth=9), "kind.max_bandwidth 9 would be no limit"),
+        (lambda: MigrationPlan(switchover_bandwidth=999), "switchover_bandwidth 999 would be not"),
+        (lambda: MigrationPlan(switchover_bandwidth=-1), "switchover_bandwidth -1 is out of range"),
+        (lambda: MigrationPlan(downtime_limit=-0.1), "downtime_limit -0.1 is out of range"),
+        (lambda: MigrationPlan(downtime_limit=2000.1), "use 0 to 2000"),
+        (lambda: MigrationPlan(downtime_limit=0), "downtime_limit 0 s would be no limit"),
+        (lambda: MigrationPlan(downtime_limit=0.0009), "downtime_limit 0.0009 s would be no lim"),
         (lambda: Postcopy(after_passes=0), "after_passes 0 is less than 1"),
-        (lambda: Multifd(channels=0), "multifd channels"),
+        (lambda: Multifd(channels=0), "multifd.channels 0 is out of range; use 1 to 255"),
+        (lambda: Multifd(channels=256), "multifd.channels 256"),
         (lambda: Multifd(level=3), "needs a compression"),
+        (lambda: Multifd(compression="zlib", level=10), "level 10 is out of range; use 0 to 9"),
+        (lambda: Xbzrle(3 << 20), "xbzrle.cache_size 3145728 is no power of two"),
+        (lambda: Xbzrle(2048), "no power of two from 4K on"),
         (lambda: DirtyLimit(vcpu_limit=1000), "whole MiB"),
+        (lambda: DirtyLimit(period=0.0001), "throttle.period 0.0001 is out of range"),
+        (lambda: AutoConverge(initial=0), "throttle.initial 0"),
+        (lambda: AutoConverge(initial=50, maximum=40), "throttle.maximum 40 is out of range; use"),
+        (lambda: AutoConverge(trigger_threshold=101), "throttle.trigger_threshold 101"),
         (lambda: AbortRules(seconds=0), "seconds: 0 is not greater"),
         (lambda: AbortRules(iterations=-1), "iterations: -1"),
         (lambda: Tcp(port=1 << 16), "port 65536"),
@@ -64,6 +81,34 @@ TLS = Tls(Path("/tls"), hostname="ring.test")
 def test_refused(make: Callable[[], object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         make()
+
+
+def test_least_that_is_taken_as_it_is() -> None:
+    plan = MigrationPlan(
+        kind=Postcopy(max_bandwidth=10),
+        max_bandwidth=10,
+        downtime_limit=0.001,
+        switchover_bandwidth=1000,
+    )
+    assert source_settings(plan).parameters == {
+        "max-bandwidth": 10,
+        "downtime-limit": 1,
+        "avail-switchover-bandwidth": 1000,
+        "max-postcopy-bandwidth": 10,
+    }
+    nothing = MigrationPlan(max_bandwidth=0, switchover_bandwidth=0)
+    assert source_settings(nothing).parameters == {
+        "max-bandwidth": 0,
+        "avail-switchover-bandwidth": 0,
+    }
+
+
+def test_error_has_the_field_and_takes_another_name_for_it() -> None:
+    with pytest.raises(PlanError) as error:
+        Xbzrle(5000)
+    assert error.value.field == "xbzrle.cache_size"
+    renamed = error.value.renamed("--xbzrle")
+    assert str(renamed) == "--xbzrle 5000 is no power of two from 4K on; use 64M, say"
 
 
 def test_plain_plan_sets_what_tells_of_it_and_nothing_else() -> None:
@@ -86,7 +131,7 @@ def test_destination_whose_guest_may_go_back_does_not_take_its_disks() -> None:
 
 def test_each_side_gets_what_is_its_own() -> None:
     plan = MigrationPlan(
-        kind=Postcopy(preempt=True, max_bandwidth=7),
+        kind=Postcopy(preempt=True, max_bandwidth=70),
         channel=Unix(),
         xbzrle=Xbzrle(1 << 20),
         throttle=AutoConverge(30, 5, 90, 40),
@@ -107,7 +152,7 @@ def test_each_side_gets_what_is_its_own() -> None:
         "max-bandwidth": 1000,
         "downtime-limit": 250,
         "avail-switchover-bandwidth": 2000,
-        "max-postcopy-bandwidth": 7,
+        "max-postcopy-bandwidth": 70,
         "throttle-trigger-threshold": 40,
         "cpu-throttle-initial": 30,
         "cpu-throttle-increment": 5,
