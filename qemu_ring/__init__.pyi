@@ -124,6 +124,7 @@ from .migration import (
     Multifd as Multifd,
     Pace as Pace,
     Postcopy as Postcopy,
+    PlanError as PlanError,
     PostcopyPausedError as PostcopyPausedError,
     Precopy as Precopy,
     Sample as Sample,
