@@ -144,22 +144,28 @@ def table() -> Iterator[Table]:
     table.print()
 
 
-def binaries() -> list[object]:
-    return [
-        pytest.param((name, vcpus), id=f"{name}-{vcpus}")
-        for name in ("patched", "distribution")
-        for vcpus in (1, 4)
-    ]
+@pytest.fixture(params=["patched", "distribution"])
+def qemu(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
-@pytest.fixture(params=binaries())
-def shape(request: pytest.FixtureRequest, qemu_path: Path) -> tuple[str, Path, int]:
-    name, vcpus = request.param
-    if name == "distribution":
-        return name, qemu_path, vcpus
-    return name, request.getfixturevalue("patched_qemu"), vcpus
+@pytest.fixture(params=[1, 4])
+def vcpus(request: pytest.FixtureRequest) -> int:
+    count: int = request.param
+    return count
 
 
+@pytest.fixture
+def shape(
+    request: pytest.FixtureRequest, qemu: str, vcpus: int, qemu_path: Path
+) -> tuple[str, Path, int]:
+    binary = qemu_path if qemu == "distribution" else request.getfixturevalue("patched_qemu")
+    return qemu, binary, vcpus
+
+
+# Each QEMU is another implementation of what a row of the matrix asks for.
+pairwise = pytest.mark.pairwise(each="qemu")
 trackings = pytest.mark.parametrize(
     "tracking",
     [pytest.param(Tracking(4096), marks=pytest.mark.ring), Tracking()],
@@ -174,6 +180,7 @@ async def go(pair: Pair, plan: MigrationPlan, *, compared: bool = True) -> Migra
         return await migration.complete(timeout=30)
 
 
+@pairwise
 @trackings
 @pytest.mark.parametrize("channel", [Unix(), Tcp()], ids=["unix", "tcp"])
 @pytest.mark.parametrize("kind", LIVE)
@@ -200,6 +207,7 @@ async def test_live(
     table.add((name, kind, str(tracking), plan.channel.words[:4], str(vcpus)), result, seconds)
 
 
+@pairwise
 @trackings
 @pytest.mark.parametrize("channel", ["fd", "exec"])
 async def test_other_channels(
@@ -223,6 +231,7 @@ async def test_other_channels(
     table.add(case, result, time.monotonic() - started)
 
 
+@pairwise
 @trackings
 @may_be_refused
 async def test_tls(
@@ -249,6 +258,7 @@ def wait(path: Path) -> str:
     return f"while ! [ -e {path} ]; do sleep 0.01; done; cat {path}"
 
 
+@pairwise
 @trackings
 @pytest.mark.parametrize("kind", SAVED)
 @may_be_refused
@@ -281,6 +291,7 @@ async def test_saved_and_restored(
     table.add((name, kind, str(tracking), "file", str(vcpus)), result, seconds)
 
 
+@pairwise
 @trackings
 @may_be_refused
 async def test_cpr_transfer(
