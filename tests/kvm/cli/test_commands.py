@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,15 +15,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import DEADLINE, wait_until
+
 pytestmark = pytest.mark.ring
 
 COMMAND = [sys.executable, "-m", "qemu_ring.cli.main"]
 
 
 def run(*arguments: str, expect: int) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=90)
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=240)
     assert done.returncode == expect, done.stderr
+    done.stderr = without_reminders(done.stderr)
     return done
+
+
+def without_reminders(stderr: str) -> str:
+    """What is said, but for the lines that a run of more than 15 s prints: a busy host's may."""
+    return re.sub(r"^qemu-ring: .* stale pages, .*, goes on\n", "", stderr, flags=re.MULTILINE)
 
 
 def descendants(pid: int) -> set[int]:
@@ -39,11 +48,11 @@ def descendants(pid: int) -> set[int]:
     return found - {pid}
 
 
-def wait_gone(pids: set[int], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while left := {pid for pid in pids if Path(f"/proc/{pid}").exists()}:
-        assert time.monotonic() < deadline, f"still there: {left}"
-        time.sleep(0.005)
+def wait_gone(pids: set[int]) -> None:
+    def left() -> set[int]:
+        return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+
+    wait_until(lambda: not left(), lambda: f"still there: {left()}")
 
 
 def test_loss_is_told_in_words_and_by_the_exit_status(qemu_path: Path) -> None:
@@ -112,7 +121,8 @@ def test_qemu_that_dies_in_the_middle_shows_its_last_words(qemu_path: Path, tmp_
     )
     victim = _until_qemus(process, 2)
     os.kill(victim, signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=DEADLINE)
+    err = without_reminders(err)
     assert process.returncode == 4, err
     assert out == ""
     assert err.count("\n") == 1
@@ -141,13 +151,18 @@ def test_lost_answer_is_no_bad_one(qemu_path: Path, command: str, form: list[str
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as gone:
-        done = subprocess.run(arguments, stdout=gone, stderr=subprocess.PIPE, timeout=90)
-    assert (done.returncode, done.stderr) == (141, b"")
+        done = subprocess.run(
+            arguments, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=240
+        )
+    assert (done.returncode, without_reminders(done.stderr)) == (141, "")
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, timeout=90)
+        done = subprocess.run(
+            arguments, stdout=full, stderr=subprocess.PIPE, text=True, timeout=240
+        )
     assert done.returncode == 4
-    assert done.stderr.startswith(b"qemu-ring: standard output: No space left on device; ")
-    assert done.stderr.count(b"\n") == 1
+    said = without_reminders(done.stderr)
+    assert said.startswith("qemu-ring: standard output: No space left on device; ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -161,7 +176,7 @@ def test_signals_end_it_in_good_order(qemu_path: Path, number: signal.Signals, s
     _until_qemus(process, 1)
     below = descendants(process.pid)
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == status, err
     assert out == ""
     assert err == f"qemu-ring: ended by {number.name}; everything started was stopped\n"
@@ -184,7 +199,7 @@ def test_kill_9_leaves_nothing(qemu_path: Path, attempt: int) -> None:
         below |= descendants(process.pid)
         time.sleep(0.01)
     process.kill()
-    process.wait(timeout=10)
+    process.wait(timeout=DEADLINE)
     wait_gone(below)
     # What was born after the last look, and files in /dev/shm, the autouse fixture looks for.
 

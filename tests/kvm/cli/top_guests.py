@@ -32,6 +32,7 @@ from qemu_ring.machine import (
     probe_qemu,
 )
 from qemu_ring.memslot import PciAddress, PciSlots, SlotDevice
+from tests.waiting import DEADLINE
 
 MIB = 1 << 20
 RAM = 48 * MIB
@@ -44,6 +45,7 @@ class Guest:
     machine: Machine
     socket: Path
     slots: PciSlots
+    control: WorkloadControl | None = None  # of a guest that runs
 
 
 @asynccontextmanager
@@ -84,12 +86,13 @@ async def running(
         )
         machine = await stack.enter_async_context(await Machine.start(binary, description))
         slots = PciSlots(machine.monitor, devices)
+        control = None
         if not incoming:
             control = stack.enter_context(WorkloadControl(files["ram"].fd, load, tsc_hz))
             await control.wait_writing()
             for number, device in enumerate(devices, 1):
                 await slots.add(device.name, number << 30)
-        yield Guest(machine, socket, slots)
+        yield Guest(machine, socket, slots, control)
 
 
 async def run(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
@@ -98,7 +101,7 @@ async def run(*arguments: object, expect: int = 0) -> subprocess.CompletedProces
         [*COMMAND, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == expect, done.stderr
     return done
@@ -122,7 +125,7 @@ async def documents(*arguments: object) -> AsyncIterator[AsyncIterator[dict[str,
             yield json.loads(line)
 
     try:
-        async with timeout(60):
+        async with timeout(240):
             yield read()
             if process.returncode is None:
                 process.send_signal(signal.SIGINT)
@@ -179,7 +182,7 @@ class Terminal:
         plain = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", one).replace("\r", "") for one in drawn]
         return [one.split("\n") for one in plain]
 
-    async def until(self, condition: Callable[[str], bool], seconds: float = 20) -> str:
+    async def until(self, condition: Callable[[str], bool], seconds: float = DEADLINE) -> str:
         """Wait until a whole screen is so."""
         seen = len(self.screens)
         async with timeout(seconds):
@@ -193,7 +196,7 @@ class Terminal:
                 await asyncio.sleep(0.02)
 
     async def ended(self) -> int:
-        async with timeout(20):
+        async with timeout(DEADLINE):
             while self.process.poll() is None:
                 self.read()
                 await asyncio.sleep(0.01)

@@ -18,6 +18,7 @@ from qemu_ring.errors import QemuUnsuitableError, UsageError
 from qemu_ring.machine import Accelerator
 from qemu_ring.memslot import query_memslots
 from tests.qemu.dirty.conftest import MIB
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from tests.qemu.dirty.conftest import StartWriter, Writer
@@ -40,7 +41,7 @@ async def rates_within(guest: Writer, wanted: str) -> list[float]:
             "neither is limited": min(written) > 10 * LIMIT,
         }[wanted]
 
-    async with timeout(40):
+    async with timeout(2 * DEADLINE):  # beside other work a vCPU may not get to write for a while
         while True:
             _, second = await guest.during(asyncio.sleep(1))
             written = second.mean
@@ -51,13 +52,16 @@ async def rates_within(guest: Writer, wanted: str) -> list[float]:
 async def test_limit_slows_vcpus_and_its_end_frees_them(start_writer: StartWriter) -> None:
     async with start_writer(RING, [None, None]) as guest:
         monitor = guest.monitor
-        free = await measure_dirty_rate(monitor)  # what the dirty log itself costs is in it
-        assert min(one.bytes_per_second for one in free.vcpus) > 3 * LIMIT
+        async with timeout(2 * DEADLINE):
+            free = 0
+            while free < 5 * LIMIT:
+                measured = await measure_dirty_rate(monitor)  # with what the log itself costs
+                free = min(one.bytes_per_second for one in measured.vcpus)
 
         limits = await set_dirty_limit(monitor, LIMIT)
         assert [(one.vcpu, one.limit) for one in limits] == [(0, LIMIT), (1, LIMIT)]
         slow = await rates_within(guest, "both are limited")
-        assert max(slow) < min(one.bytes_per_second for one in free.vcpus)
+        assert max(slow) < free
         assert all(one.rate > 0 for one in await query_dirty_limits(monitor))
 
         limits = await cancel_dirty_limit(monitor, vcpu=1)
@@ -85,8 +89,8 @@ async def test_ring_that_never_fills_limits_nothing(start_writer: StartWriter) -
     async with start_writer(large, [None, None]) as guest:
         await set_dirty_limit(guest.monitor, LIMIT)
         for _ in range(3):
-            _, written = await guest.during(asyncio.sleep(1))
-        assert min(written.mean) > 10 * LIMIT
+            await guest.during(asyncio.sleep(1))
+        await rates_within(guest, "neither is limited")
 
 
 async def test_set_again_and_again(start_writer: StartWriter) -> None:

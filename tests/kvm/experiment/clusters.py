@@ -7,13 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 60.0
-END_SECONDS = 20.0
+from tests.waiting import DEADLINE, wait_until
 
 
 class LocalCluster(ExitStack):
@@ -31,11 +29,12 @@ class LocalCluster(ExitStack):
         self.scheduler = self._start(
             "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)
         )
-        deadline = time.monotonic() + START_SECONDS
-        while not file.exists() or not file.read_text():
+
+        def is_up() -> bool:
             assert self.scheduler.poll() is None, (folder / "scheduler.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+            return file.exists() and bool(file.read_text())
+
+        wait_until(is_up, "the scheduler is up")
         self.address = str(json.loads(file.read_text())["address"])
 
     def worker(self, name: str, resources: str) -> subprocess.Popen[bytes]:
@@ -64,7 +63,7 @@ class LocalCluster(ExitStack):
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(timeout=END_SECONDS)
+        process.wait(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -22,7 +22,7 @@ guest:
     streams: [{pattern: random, pages-per-second: 10000}]
 migration: {max-bandwidth: 500 MiB}
 settle-seconds: 0.05
-time-limit: 60
+time-limit: 300
 """
 
 Experiment = Callable[..., subprocess.CompletedProcess[str]]
@@ -38,7 +38,7 @@ def experiment(tmp_path: Path) -> Experiment:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=500,
         )
 
     return run

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from qemu_ring.experiment import (
     read_results,
     run_on_cluster,
 )
+from tests.waiting import DEADLINE, until
 
 from .clusters import LocalCluster, is_running, kill, qemus_of
 from .conftest import COMMAND, SMALL, Experiment, program
 
-SECONDS = 60.0
 PLENTY = "KVM=1 MEMORY=1e9"
 
 
@@ -52,13 +51,6 @@ class Noting(Watcher):
 
     def ended(self, cell: Cell, run: Run, record: dict[str, Any]) -> None:
         self.over[run.key] += 1
-
-
-async def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 async def run_all(
@@ -88,11 +80,11 @@ async def test_run_of_a_killed_worker_is_run_elsewhere_and_kept_once(
     text = SMALL.replace("settle-seconds: 0.05", "settle-seconds: 1") + "repeats: 8\n"
     watcher = Noting()
     task = asyncio.create_task(run_all(text, tmp_path / "r", cluster, qemu_path, watcher))
-    await until(lambda: task.done() or len(qemus_of(victim)) == 2)
+    await until(lambda: task.done() or len(qemus_of(victim)) == 2, "it runs")
     guests = qemus_of(victim)
     kill(victim)
     assert guests, "it was killed in the middle of a run"
-    await until(lambda: not any(is_running(pid) for pid in guests))
+    await until(lambda: not any(is_running(pid) for pid in guests), "its guests are gone")
     results = await task
     assert keys(results) == sorted(run.key for run in results.runs)
     assert {one["status"] for one in results.records} == {"ok"}
@@ -117,13 +109,13 @@ async def test_killed_runner_leaves_no_guest_on_the_workers_and_resumes(
         *command, "--qemu", qemu_path, cwd=tmp_path, stderr=subprocess.DEVNULL
     )
     try:
-        await until(lambda: runner.returncode is not None or len(qemus_of(worker)) == 2)
+        await until(lambda: runner.returncode is not None or len(qemus_of(worker)) == 2, "it runs")
         guests = qemus_of(worker)
         assert guests
     finally:
         runner.kill()
         await runner.wait()
-    await until(lambda: not any(is_running(pid) for pid in guests))
+    await until(lambda: not any(is_running(pid) for pid in guests), "its guests are gone")
     assert worker.poll() is None
     results = read_results(tmp_path / "r")
     assert results.records == ()
@@ -187,12 +179,14 @@ order: sequential
             )
         )
         key = results.runs[1].key
-        await until(lambda: task.done() or (key in watcher.begun and qemus_of(large)))
+        await until(lambda: task.done() or (key in watcher.begun and qemus_of(large)), "it runs")
         assert not task.done()
         small = cluster.worker("small", "KVM=1 MEMORY=3e8")
-        await until(lambda: "Registered to" in (tmp_path / "cluster/small.log").read_text())
+        await until(
+            lambda: "Registered to" in (tmp_path / "cluster/small.log").read_text(), "it is there"
+        )
         kill(large)
-        await asyncio.wait_for(task, SECONDS)
+        await asyncio.wait_for(task, DEADLINE)
         assert qemus_of(small) == []
     found = read_results(tmp_path / "r")
     by_size = {found.cells[one["cell"]].axes["size"]: one for one in found.records}
@@ -249,10 +243,10 @@ async def test_all_workers_gone(tmp_path: Path, cluster: LocalCluster) -> None:
                 patience=10.0,
             )
         )
-        await until(lambda: task.done() or watcher.begun)
+        await until(lambda: task.done() or watcher.begun, "it has begun")
         kill(worker)
         with pytest.raises(QemuRingError, match="all workers that declare KVM are gone"):
-            await asyncio.wait_for(task, SECONDS)
+            await asyncio.wait_for(task, DEADLINE)
     assert read_results(tmp_path / "r").records == ()
 
 
@@ -261,10 +255,10 @@ async def test_scheduler_gone(tmp_path: Path, cluster: LocalCluster) -> None:
     qemu = program(tmp_path / "qemu", "exec sleep 60")
     text, watcher = f"{SMALL}qemu: {qemu}\nrepeats: 1\n", Noting()
     task = asyncio.create_task(run_all(text, tmp_path / "r", cluster, qemu, watcher))
-    await until(lambda: task.done() or watcher.begun)
+    await until(lambda: task.done() or watcher.begun, "it has begun")
     kill(cluster.scheduler)
     with pytest.raises(QemuRingError, match=r"scheduler at tcp://.* is gone; start it, then"):
-        await asyncio.wait_for(task, SECONDS)
+        await asyncio.wait_for(task, DEADLINE)
     assert read_results(tmp_path / "r").records == ()
 
 

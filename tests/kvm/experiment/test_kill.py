@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from qemu_ring.errors import ExitStatus
 from qemu_ring.experiment import read_results
+from tests.waiting import DEADLINE, wait_until
 
 from .clusters import qemus_of
 from .conftest import COMMAND, SMALL
@@ -47,13 +47,14 @@ def test_ended_by_a_signal(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while len(qemus_of(runner)) < 2:
+
+    def both_run() -> bool:
         assert runner.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return len(qemus_of(runner)) >= 2
+
+    wait_until(both_run, "both QEMUs run")
     runner.send_signal(number)
-    out, err = runner.communicate(timeout=30)
+    out, err = runner.communicate(timeout=DEADLINE)
     assert (runner.returncode, out) == (status, "")
     assert err == f"qemu-ring: ended by {number.name}; everything started was stopped\n"
     assert len(read_results(tmp_path / "r").left) == 1

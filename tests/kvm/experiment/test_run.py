@@ -52,10 +52,10 @@ guest:
   workload:
     regions: [{name: slot, slot: slot}]
     streams: [{pattern: loop, pages-per-second: 20000}]
-migration: {max-bandwidth: 100 MiB, downtime-limit: 0.05, abort: {seconds: 30}}
+migration: {max-bandwidth: 100 MiB, downtime-limit: 0.05, abort: {seconds: 120}}
 removals: {every-seconds: 0}
 settle-seconds: 0.2
-time-limit: 60
+time-limit: 300
 repeats: 1
 """
 

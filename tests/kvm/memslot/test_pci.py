@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from qemu_ring.machine import (
 )
 from qemu_ring.memslot import PciAddress, PciSlots, SlotDevice
 from qemu_ring.qmp import commands
+from tests.waiting import until
 
 pytestmark = pytest.mark.kvm
 
@@ -55,10 +54,9 @@ class Rig:
         passes = self.control.statistics().vcpus[0].passes
         stream = Stream(Pattern.ONCE, Span(index * SLOT_PAGES, SLOT_PAGES))
         await self.control.set_streams((stream,))
-        deadline = time.monotonic() + 20
-        while self.control.statistics().vcpus[0].passes == passes:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.002)
+        await until(
+            lambda: self.control.statistics().vcpus[0].passes != passes, "the guest has written"
+        )
         after = read_tokens(self.files[backend].fd, MIB)
         return sum(old != new for old, new in zip(before, after, strict=True))
 

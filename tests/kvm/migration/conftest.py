@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -35,6 +33,7 @@ from qemu_ring.migration import GuestDowntime, firmware_writes
 from qemu_ring.qmp import commands
 from qemu_ring.verify import Block
 from tests.kvm.migration.qemus import Qemus
+from tests.waiting import DEADLINE, until
 
 MIB = 1 << 20
 RAM = 40 * MIB
@@ -67,7 +66,7 @@ class Pair:
         """The guest writes at the source, and could be migrated again."""
         assert (await commands.query_status(self.source.monitor)).running
         before = self.control.statistics().writes
-        await self.control.wait(lambda now: now.writes > before, timeout=5, what="no writes")
+        await self.control.wait(lambda now: now.writes > before, timeout=DEADLINE, what="no writes")
         assert not (await commands.query_migrate(self.source.monitor)).is_active
 
     @property
@@ -86,10 +85,8 @@ class Pair:
     async def wait_writing_at_destination(self) -> None:
         """The guest lives there."""
         read = firmware_writes(self.destination_memory.fd, self.vcpus)
-        start, deadline = read(), time.monotonic() + 5
-        while read() == start:
-            assert time.monotonic() < deadline, "the guest wrote nothing at the destination"
-            await asyncio.sleep(0.001)
+        start = read()
+        await until(lambda: read() != start, "the guest writes at the destination")
 
 
 StartPair = Callable[..., AbstractAsyncContextManager[Pair]]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from qemu_ring.guest import Pattern, Region, Stream, Workload, image_bytes
+from tests.waiting import DEADLINE, wait_until
 
 __all__ = ["Qemus"]
 
@@ -51,10 +51,8 @@ class Qemus:
                     stderr=subprocess.DEVNULL,
                 )
             )
-        deadline = time.monotonic() + 20
-        while not all(Path(path).exists() for path in (self.source, self.destination)):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        sockets = [Path(self.source), Path(self.destination)]
+        wait_until(lambda: all(path.exists() for path in sockets), "both QEMUs have started")
 
     def assert_alive(self) -> None:
         assert [process.poll() for process in self.processes] == [None, None]
@@ -62,4 +60,4 @@ class Qemus:
     def stop(self) -> None:
         for process in self.processes:
             process.kill()
-            process.wait(timeout=10)
+            process.wait(timeout=DEADLINE)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from qemu_ring.migration import Migration, MigrationPlan
 from qemu_ring.qmp import commands
 from qemu_ring.verify import Block, compare
 from qemu_ring.verify._kvmclock import _CLOCK, KVMCLOCK, _is_clock
+from tests.waiting import until
 
 pytestmark = pytest.mark.kvm
 
@@ -42,10 +41,7 @@ async def test_clock_that_kvm_renewed_is_told_apart(qemu_path: Path) -> None:
             await Machine.start(qemu_path, guest, name="source") as source,
             await Machine.start(qemu_path, twin, name="destination") as destination,
         ):
-            deadline = time.monotonic() + 60
-            while not has_clock(ours.fd):
-                assert time.monotonic() < deadline, "the BIOS asked for no clock"
-                await asyncio.sleep(0.01)
+            await until(lambda: has_clock(ours.fd), "the BIOS has asked for a clock")
             await commands.stop(source.monitor)
             plan = MigrationPlan(leave_paused=True)
             async with Migration(source, destination, plan) as migration:

@@ -6,13 +6,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from qemu_ring.cli.main import main
 from tests.kvm.migration.qemus import Qemus
+from tests.waiting import DEADLINE, wait_until
 
 pytestmark = pytest.mark.kvm
 
@@ -130,13 +130,14 @@ def test_signals_leave_the_guest_at_the_source(
     qemus: Qemus, number: signal.Signals, status: int, tmp_path: Path
 ) -> None:
     process = start(qemus.source, "--to-file", str(tmp_path / "saved"), "--max-bandwidth", "1M")
-    deadline = time.monotonic() + 20
-    while not list(tmp_path.glob(".saved.*")):
+
+    def has_begun() -> bool:
         assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+        return bool(list(tmp_path.glob(".saved.*")))
+
+    wait_until(has_begun, "it saves")
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=DEADLINE)
     assert (process.returncode, out) == (status, "")
     assert err.count("\n") == 1
     assert not list(tmp_path.glob("*saved*"))

@@ -23,6 +23,7 @@ from qemu_ring.migration import (
     restore,
 )
 from qemu_ring.qmp import commands
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import Pair, StartPair
@@ -56,7 +57,9 @@ async def test_transfer(start_pair: StartPair, patched_qemu: Path) -> None:
             assert result.totals.bytes_sent < MIB
             assert result.downtime.seconds is not None
             written = pair.control.statistics().writes
-            await pair.control.wait(lambda now: now.writes > written, timeout=5, what="no writes")
+            await pair.control.wait(
+                lambda now: now.writes > written, timeout=DEADLINE, what="no writes"
+            )
             assert (await commands.query_status(successor.monitor)).running
             assert not (await commands.query_status(pair.source.monitor)).running
 
@@ -125,4 +128,6 @@ async def test_reboot(
         async with await start_successor(pair, incoming="defer") as successor:
             await restore(successor, plan)
             assert (await commands.query_status(successor.monitor)).running
-            await pair.control.wait(lambda now: now.writes > before, timeout=5, what="no writes")
+            await pair.control.wait(
+                lambda now: now.writes > before, timeout=DEADLINE, what="no writes"
+            )

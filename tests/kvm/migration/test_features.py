@@ -33,6 +33,7 @@ from qemu_ring.migration import (
 from qemu_ring.qmp import commands
 from qemu_ring.verify import compare
 from tests.kvm.migration.refusals import may_be_refused
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import Pair, StartPair
@@ -211,7 +212,7 @@ async def test_restore_of_what_is_no_guest(
     path.write_bytes(b"not a guest" * 1000)
     async with start_pair(binary) as pair:
         with pytest.raises(MigrationError, match="was not restored"):
-            await restore(pair.destination, MigrationPlan(channel=File(path)), timeout=20)
+            await restore(pair.destination, MigrationPlan(channel=File(path)), timeout=DEADLINE)
 
 
 @may_be_refused
@@ -273,7 +274,7 @@ async def test_tls_to_a_name_that_is_not_the_servers(
     async with start_pair(binary) as pair:
         with pytest.raises(MigrationError, match="runs on at the source"):
             async with Migration(pair.source, pair.destination, plan) as migration:
-                await migration.complete(timeout=20)
+                await migration.complete(timeout=DEADLINE)
 
 
 @may_be_refused

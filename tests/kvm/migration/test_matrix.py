@@ -42,6 +42,7 @@ from qemu_ring.migration import (
 from qemu_ring.qmp import commands
 from qemu_ring.verify import compare
 from tests.kvm.migration.refusals import may_be_refused
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import Pair, StartPair
@@ -177,7 +178,7 @@ async def go(pair: Pair, plan: MigrationPlan, *, compared: bool = True) -> Migra
     destination = pair.destination if compared else None
     blocks = pair.blocks if compared else []
     async with Migration(pair.source, destination, plan, verify=blocks) as migration:
-        return await migration.complete(timeout=30)
+        return await migration.complete(timeout=DEADLINE)
 
 
 @pairwise
@@ -310,10 +311,12 @@ async def test_cpr_transfer(
         started = time.monotonic()
         plan = MigrationPlan(kind=CprTransfer(), channel=Unix())
         async with CprTransferMigration(pair.source, start, plan) as migration:
-            result = await migration.complete(timeout=30)
+            result = await migration.complete(timeout=DEADLINE)
         assert migration.destination is not None
         async with migration.destination:
             written = pair.control.statistics().writes
-            await pair.control.wait(lambda now: now.writes > written, timeout=5, what="no writes")
+            await pair.control.wait(
+                lambda now: now.writes > written, timeout=DEADLINE, what="no writes"
+            )
     case = (name, "cpr-transfer", str(tracking), "unix", str(vcpus))
     table.add(case, result, time.monotonic() - started)

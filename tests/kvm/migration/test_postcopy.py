@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from qemu_ring.migration import (
 from qemu_ring.migration.channel import Connection
 from qemu_ring.qmp import MigrationStatus, Monitor, commands
 from tests.kvm.migration.refusals import may_be_refused
+from tests.waiting import DEADLINE, until
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import Pair, StartPair
@@ -180,13 +180,12 @@ class WireConnection(Connection):
 
 async def wait_taken_over(pair: Pair) -> None:
     """Only a destination that has the devices can be recovered."""
-    deadline = time.monotonic() + 10
-    while True:
+
+    async def has_taken_over() -> bool:
         info = await commands.query_migrate(pair.destination.monitor)
-        if info.status is MigrationStatus.POSTCOPY_ACTIVE:
-            return
-        assert time.monotonic() < deadline, info.status
-        await asyncio.sleep(0.002)
+        return info.status is MigrationStatus.POSTCOPY_ACTIVE
+
+    await until(has_taken_over, "the destination has taken over")
 
 
 @pytest.mark.parametrize("again", [Unix(), Tcp()], ids=["unix", "tcp"])
@@ -207,7 +206,7 @@ async def test_recovery_after_the_channel_broke(
                 await wait_taken_over(pair)
                 await wire.cut()
                 with pytest.raises(PostcopyPausedError) as caught:
-                    await migration.complete(timeout=30)
+                    await migration.complete(timeout=DEADLINE)
                 assert caught.value.aftermath is not None
                 assert caught.value.aftermath.recoverable
                 with pytest.raises(MigrationError, match="cannot be cancelled"):
@@ -236,7 +235,7 @@ async def test_leaving_a_paused_postcopy_leaves_both_sides_alone(
                     pass
                 await wait_taken_over(pair)
                 await wire.cut()
-                await migration.complete(timeout=30)
+                await migration.complete(timeout=DEADLINE)
         for machine in (pair.source, pair.destination):
             assert machine.returncode is None
         info = await commands.query_migrate(pair.source.monitor)
@@ -244,10 +243,10 @@ async def test_leaving_a_paused_postcopy_leaves_both_sides_alone(
 
 
 async def wait_switched(monitor: Monitor) -> None:
-    deadline = time.monotonic() + 10
-    while (await commands.query_migrate(monitor)).status is MigrationStatus.ACTIVE:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
+    async def has_switched() -> bool:
+        return (await commands.query_migrate(monitor)).status is not MigrationStatus.ACTIVE
+
+    await until(has_switched, "it has switched over")
 
 
 @pytest.mark.parametrize("asked", ["cancel", "leave"])
@@ -279,13 +278,12 @@ async def test_given_up_when_it_is_about_to_switch_over(
             if asked == "cancel":
                 with suppress(MigrationError):  # it came too late
                     await migration.cancel()
-        deadline = time.monotonic() + 10
-        while True:
-            info = await commands.query_migrate(pair.source.monitor)
-            if not info.is_active:
-                break
-            assert time.monotonic() < deadline, info.status
-            await asyncio.sleep(0.01)
+
+        async def is_over() -> bool:
+            return not (await commands.query_migrate(pair.source.monitor)).is_active
+
+        await until(is_over, "the migration is over")
+        info = await commands.query_migrate(pair.source.monitor)
         if info.status is MigrationStatus.COMPLETED:
             await pair.wait_writing_at_destination()
         else:

@@ -31,6 +31,7 @@ from qemu_ring.migration import (
     Xbzrle,
 )
 from qemu_ring.qmp import MigrationStatus, commands
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import StartPair
@@ -288,7 +289,7 @@ async def test_killed_destination(start_pair: StartPair) -> None:
         async with Migration(pair.source, pair.destination, plan) as migration:
             pair.destination.kill()
             with pytest.raises(MigrationError, match="runs on at the source") as caught:
-                await migration.complete(timeout=30)
+                await migration.complete(timeout=DEADLINE)
         assert caught.value.aftermath is not None
         assert caught.value.aftermath.destination is None
         await pair.assert_source_goes_on()
@@ -300,7 +301,7 @@ async def test_killed_source(start_pair: StartPair) -> None:
         async with Migration(pair.source, pair.destination, plan) as migration:
             pair.source.kill()
             with pytest.raises(MigrationError, match="the source is lost") as caught:
-                await migration.complete(timeout=30)
+                await migration.complete(timeout=DEADLINE)
         assert caught.value.aftermath is not None
         assert caught.value.aftermath.source is None
         assert caught.value.aftermath.guest_at is GuestAt.NOWHERE

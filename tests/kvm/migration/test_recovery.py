@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +27,7 @@ from qemu_ring.migration import (
 from qemu_ring.qmp import MigrationStatus, commands
 from tests.kvm.migration.qemus import Qemus
 from tests.kvm.migration.refusals import may_be_refused
+from tests.waiting import DEADLINE, until
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import StartPair
@@ -68,10 +68,11 @@ def qemus(qemu_path: Path, tmp_path: Path) -> Iterator[Qemus]:
 
 async def wait_taken_over(destination: Machine) -> None:
     """Only a destination that has the devices can be recovered."""
-    deadline = time.monotonic() + 10
-    while (await commands.query_migrate(destination.monitor)).status != "postcopy-active":
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.002)
+
+    async def has_taken_over() -> bool:
+        return (await commands.query_migrate(destination.monitor)).status == "postcopy-active"
+
+    await until(has_taken_over, "the destination has taken over")
 
 
 def kill_a_controller(qemus: Qemus) -> None:
@@ -141,7 +142,7 @@ async def test_what_was_encrypted_stays_so(
                     pass
                 await wait_taken_over(destination)
                 await commands.migrate_pause(source.monitor)
-                await migration.complete(timeout=30)
+                await migration.complete(timeout=DEADLINE)
         for machine in (source, destination):
             parameters = await commands.query_parameters(machine.monitor)
             assert parameters["tls-creds"] == "qemu-ring-tls"

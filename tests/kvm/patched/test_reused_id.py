@@ -5,13 +5,10 @@ If that one does not log dirty pages it has no bitmap, and an unpatched QEMU cra
 
 from __future__ import annotations
 
-import asyncio
-import time
 from pathlib import Path
 
 import pytest
 
-from qemu_ring.errors import DeadlineError
 from qemu_ring.memslot import (
     FlushPolicy,
     Memslot,
@@ -23,12 +20,11 @@ from qemu_ring.memslot import (
 )
 from qemu_ring.qmp import Monitor, commands
 from tests.kvm.patched.guest import running
+from tests.waiting import DEADLINE, until
 
 pytestmark = pytest.mark.ring
 
 ADDRESS = 1 << 30
-POLL_SECONDS = 0.002
-WAIT_SECONDS = 10.0
 MAX_CYCLES = 100
 # Slow enough for pages to be clean when they are written, even right after a harvest.
 SLOT_SIZE = 32 << 20
@@ -41,21 +37,23 @@ async def slot(monitor: Monitor) -> Memslot:
 
 
 async def wait_logging(monitor: Monitor) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not (await slot(monitor)).log_dirty:
-        if time.monotonic() > deadline:
-            raise DeadlineError("no dirty pages are logged")
-        await asyncio.sleep(POLL_SECONDS)
+    async def logs() -> bool:
+        return (await slot(monitor)).log_dirty
+
+    await until(logs, "dirty pages are logged")
 
 
 async def wait_reaped(monitor: Monitor) -> bool:
     """Wait until no ring holds an entry; tells whether one did."""
-    deadline, held = time.monotonic() + WAIT_SECONDS, False
-    while any(ring.fill for ring in (await query_rings(monitor)).rings):
-        held = True
-        if time.monotonic() > deadline:
-            raise DeadlineError("the rings are not reaped")
-        await asyncio.sleep(POLL_SECONDS)
+    held = False
+
+    async def reaped() -> bool:
+        nonlocal held
+        full = any(ring.fill for ring in (await query_rings(monitor)).rings)
+        held = held or full
+        return not full
+
+    await until(reaped, "the rings are reaped")
     return held
 
 
@@ -75,7 +73,7 @@ async def remove_and_reuse(monitor: Monitor, slots: PciSlots) -> int:
         await commands.migrate_cancel(monitor)
         await events.wait(
             lambda event: event.data["status"] == "cancelled",
-            timeout=WAIT_SECONDS,
+            timeout=DEADLINE,
             what="the migration's end",
         )
     await slots.add("slot", ADDRESS)

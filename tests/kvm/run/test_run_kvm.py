@@ -22,6 +22,7 @@ from qemu_ring.memslot import query_flush, query_memslots, query_rings
 from qemu_ring.migration import HeldPrecopy
 from qemu_ring.qmp import commands
 from qemu_ring.verify import Block, compare
+from tests.waiting import until
 
 MIB = 1 << 20
 GUESTS = Path(__file__).resolve().parents[3] / "guests"
@@ -114,10 +115,9 @@ async def ring0_seconds(qemu: Path) -> float:
 
 
 async def counting(guest: RunningGuest, reports: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(read_reports(guest.machine.text("serial"))) < reports:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+    await until(
+        lambda: len(read_reports(guest.machine.text("serial"))) >= reports, f"{reports} reports"
+    )
 
 
 @pytest.mark.kvm

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import pytest
 from qemu_ring.build import built_binary
 from qemu_ring.build.cache import Cache
 from qemu_ring.machine import probe_qemu
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.qemu,
@@ -28,13 +28,6 @@ pytestmark = [
 
 COMMAND = [sys.executable, "-m", "qemu_ring.cli.main", "build"]
 DEADLINE = 600.0  # seconds; beside other work it takes long until there are compilers
-
-
-def await_condition(what: str, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 async def test_it_is_qemu_10_0_with_all_that_is_needed(patched_qemu: Path) -> None:
@@ -122,16 +115,18 @@ def test_ended_while_it_compiles(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with subprocess.Popen(COMMAND, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
-            await_condition("it compiles", lambda: "\n[20/" in _log(mine) or _ended(process))
-            await_condition("there are compilers", lambda: "cc1" in _processes_in(mine).values())
+            wait_until(
+                lambda: "\n[20/" in _log(mine) or _ended(process), "it compiles", seconds=DEADLINE
+            )
+            wait_until(lambda: "cc1" in _processes_in(mine).values(), "there are compilers")
             process.send_signal(number)
             assert process.wait(DEADLINE) == status
         finally:
             process.kill()
     if number != signal.SIGKILL:
         assert _processes_in(mine) == {}
-        await_condition("its files are removed", lambda: not list(mine.glob("work/*")))
-    await_condition("all that it started is gone", lambda: _processes_in(mine) == {})
+        wait_until(lambda: not list(mine.glob("work/*")), "its files are removed")
+    wait_until(lambda: _processes_in(mine) == {}, "all that it started is gone")
     assert list(mine.glob("builds/*")) == []
 
 

@@ -27,6 +27,7 @@ from qemu_ring.guest.zipf import bucket_table, scatter_multiplier
 from qemu_ring.machine import Accelerator, Machine, MemoryBackend, UnnamedFile
 from qemu_ring.memslot import PciAddress, PciSlots, SlotDevice
 from qemu_ring.qmp import commands
+from tests.waiting import DEADLINE
 
 MIB = 1 << 20
 REGIONS = (Region("a", 16 * MIB, 1 * MIB), Region("b", 32 * MIB, 2 * MIB))
@@ -42,9 +43,8 @@ StartGuest = Callable[..., AbstractAsyncContextManager]  # type: ignore[type-arg
 async def until(
     read: Callable[[], WorkloadStatistics],
     wanted: Callable[[WorkloadStatistics], bool],
-    seconds: float = 20.0,
 ) -> WorkloadStatistics:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + DEADLINE
     while not wanted(statistics := read()):
         assert time.monotonic() < deadline, statistics
         await asyncio.sleep(0.002)
@@ -90,7 +90,7 @@ async def test_end_of_a_walk_is_told_when_its_last_page_is_written(start_guest: 
                 await g.control.set_streams(
                     (Stream(Pattern.ONCE, Span(page, 1), pages_per_second=1000),)
                 )
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + DEADLINE
                 while g.control.statistics().vcpus[0].passes < walk:  # no wait: look at once
                     assert time.monotonic() < deadline
                 start = region.address + page * 4096
@@ -106,7 +106,9 @@ async def test_new_stream_is_begun_once(start_guest: StartGuest) -> None:
         for change in range(1, 10_001):
             await g.control.set_streams((Stream(Pattern.ONCE, Span(0, 1)),))
             await g.control.wait(
-                lambda s, change=change: s.vcpus[0].passes >= change, timeout=10, what="no write"
+                lambda s, change=change: s.vcpus[0].passes >= change,
+                timeout=DEADLINE,
+                what="no write",
             )
             assert g.control.statistics().vcpus[0].writes == change
 
@@ -234,7 +236,9 @@ def command_writes(machine: Machine) -> list[tuple[int, int]]:
 
 async def passed(control: WorkloadControl, cycles: int) -> None:
     await control.wait(
-        lambda now: now.vcpus[0].passes >= cycles, timeout=20, what="the guest does not toggle"
+        lambda now: now.vcpus[0].passes >= cycles,
+        timeout=DEADLINE,
+        what="the guest does not toggle",
     )
 
 

@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from qemu_ring.machine import (
     probe_qemu,
 )
 from qemu_ring.qmp import ConnectError, DisconnectedError, commands
+from tests.waiting import until
 
 pytestmark = pytest.mark.qemu
 
@@ -60,11 +60,8 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
-async def gone(pid: int, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while is_running(pid):
-        assert time.monotonic() < deadline, f"process {pid} is still there"
-        await asyncio.sleep(0.005)
+async def gone(pid: int) -> None:
+    await until(lambda: not is_running(pid), f"process {pid} is gone")
 
 
 async def test_description_becomes_a_machine(
@@ -110,10 +107,7 @@ async def test_logs_serial_and_trace_events_are_kept(
     async with await Machine.start(
         qemu_path, description, name="kept", log_directory=tmp_path
     ) as machine:
-        deadline = time.monotonic() + 10
-        while machine.text("serial") != "hi":
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.005)
+        await until(lambda: machine.text("serial") == "hi", "it says hi")
         await commands.stop(machine.monitor)
     assert machine.text("serial") == "hi"  # also after the end
     assert (tmp_path / "kept.serial").read_text() == "hi"

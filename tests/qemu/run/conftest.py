@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pytest
 from qemu_ring._compat import timeout
 from qemu_ring.errors import HostError
 from qemu_ring.guest.linux import debian_kernel, initramfs
+from tests.waiting import DEADLINE
 
 COMMAND = [sys.executable, "-m", "qemu_ring.cli.main", "run"]
 
@@ -31,7 +31,7 @@ class Running:
 
     def end(self) -> tuple[int, str]:
         """Wait for its end; its exit status, and what it said on standard error."""
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=DEADLINE)
         assert out == ""
         return self.process.returncode, err
 
@@ -49,7 +49,7 @@ def run_guest(qemu_path: Path) -> Iterator[Run]:
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
-                _, err = process.communicate(timeout=30)
+                _, err = process.communicate(timeout=DEADLINE)
                 raise AssertionError(f"exit status {process.returncode}: {err}")
             return Running(process, line, int(line.split("pid ")[1].split(",")[0]))
 
@@ -85,13 +85,6 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"
-
-
-def until(true: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 def listens(path: Path) -> bool:

@@ -22,8 +22,9 @@ from qemu_ring.errors import QemuRingError
 from qemu_ring.machine import Machine
 from qemu_ring.migration import HeldPrecopy
 from qemu_ring.qmp import CommandError, commands
+from tests.waiting import wait_until
 
-from .conftest import is_running, listens, until
+from .conftest import is_running, listens
 
 pytestmark = pytest.mark.qemu
 
@@ -60,7 +61,7 @@ def foreign(qemu_path: Path, short_path: Path) -> Iterator[Foreign]:
     arguments[arguments.index("/dev/null")] = str(bios)
     with subprocess.Popen([str(qemu_path), *arguments]) as process:
         try:
-            until(lambda: listens(socket), "QEMU does not listen")
+            wait_until(lambda: listens(socket), "QEMU listens")
             yield Foreign(process.pid, socket, log)
             assert process.poll() is None  # it is the test's to end, and nobody else's
         finally:
@@ -142,7 +143,7 @@ def twin(foreign: Foreign, qemu_path: Path, short_path: Path) -> Iterator[Path]:
         ]
     ) as process:
         try:
-            until(lambda: listens(socket), "QEMU does not listen")
+            wait_until(lambda: listens(socket), "QEMU listens")
             yield socket
             assert process.poll() is None
         finally:
@@ -239,9 +240,7 @@ def libvirt(qemu_path: Path) -> Iterator[Libvirt]:
             subprocess.Popen([*prefix, daemon], env=environment, stdout=log, stderr=log) as process,
         ):
             try:
-                until(
-                    lambda: listens(home / "libvirt/libvirt-sock"), "libvirtd does not listen", 30
-                )
+                wait_until(lambda: listens(home / "libvirt/libvirt-sock"), "libvirtd listens")
                 found.virsh("create", str(domain))
                 try:
                     yield found

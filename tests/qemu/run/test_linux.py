@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import mmap
 import struct
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +15,7 @@ from qemu_ring.guestfile import GuestDescription, RunningGuest, parse_guest, sta
 from qemu_ring.migration import HeldPrecopy, Pace
 from qemu_ring.qmp import commands
 from qemu_ring.verify import Block, compare
+from tests import waiting
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("linux_files")]
 
@@ -47,11 +46,8 @@ def reports(guest: RunningGuest) -> list[LinuxReport]:
 async def until(
     guest: RunningGuest, wanted: Callable[[list[LinuxReport]], bool]
 ) -> list[LinuxReport]:
-    deadline = time.monotonic() + 60
-    while not wanted(found := reports(guest)):
-        assert time.monotonic() < deadline, found[-3:]
-        await asyncio.sleep(0.01)
-    return found
+    await waiting.until(lambda: wanted(reports(guest)), lambda: reports(guest)[-3:])
+    return reports(guest)
 
 
 def rises(found: list[LinuxReport]) -> bool:

@@ -21,8 +21,9 @@ from qemu_ring.machine import Machine
 from qemu_ring.migration import HeldPrecopy, Pace
 from qemu_ring.qmp import commands
 from qemu_ring.verify import Block, compare
+from tests.waiting import DEADLINE, wait_until
 
-from .conftest import COMMAND, Run, command, is_running, memory_of, until
+from .conftest import COMMAND, Run, command, is_running, memory_of
 
 pytestmark = pytest.mark.qemu
 
@@ -93,7 +94,7 @@ def test_kill_9_leaves_nothing(qemu_path: Path, short_path: Path, attempt: int) 
         time.sleep(delay)  # the moment is what is tried here
         assert process.poll() is None
         process.kill()
-    until(lambda: names(short_path) == [], "a socket is left")
+    wait_until(lambda: names(short_path) == [], "no socket is left")
 
 
 async def test_start_at_once_after_kill_9(run_guest: Run, short_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_socket_in_use_is_left_alone(run_guest: Run, short_path: Path, qemu_path
     path = short_path / "guest.qmp"
     guest = run_guest(TCG, "--qmp", path)
     again = [*COMMAND, str(TCG), "--qmp", str(path), "--qemu", str(qemu_path)]
-    done = subprocess.run(again, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(again, capture_output=True, text=True, timeout=DEADLINE)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"qemu-ring: {path} is in use by another program; name another path\n"
     assert is_running(guest.pid)
@@ -225,14 +226,14 @@ extra: [-name, described]
         assert "tcg,thread=single" in line
         assert len([word for word in line if word.startswith("name=opt/org.example/")]) == 2
         await commands.cont(monitor)
-        until(lambda: "runstate_set" in running.machine.text("log"), "no trace event")
+        wait_until(lambda: "runstate_set" in running.machine.text("log"), "a trace event")
     assert names(tmp_path) == ["disk.img", "guest.yaml", "told"]
 
 
 def test_mistakes_start_nothing(qemu_path: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "guest.yaml"
     wrong.write_text("memory: 64 MX\nvcpus: none\n")
-    done = subprocess.run([*COMMAND, str(wrong)], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*COMMAND, str(wrong)], capture_output=True, text=True, timeout=DEADLINE)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
         r".*guest\.yaml:1: memory: .* is no size.*\n.*guest\.yaml:2: vcpus: must be .*\n",
@@ -241,7 +242,7 @@ def test_mistakes_start_nothing(qemu_path: Path, tmp_path: Path) -> None:
 
 
 def test_schema_for_editors() -> None:
-    done = subprocess.run([*COMMAND, "--schema"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*COMMAND, "--schema"], capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 0
     assert json.loads(done.stdout)["properties"].keys() >= {"memory", "workload", "linux", "slots"}
 

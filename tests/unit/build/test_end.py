@@ -8,16 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qemu_ring.build import BuildOptions, Progress, build_qemu
-
-DEADLINE = 20.0  # seconds
+from tests.waiting import DEADLINE, until, wait_until
 
 # As the command line runs it; its patches are the test's.
 DRIVER = """
@@ -32,13 +30,6 @@ try:
 except QemuRingError as error:
     sys.exit(error.exit_status)
 """
-
-
-def await_condition(what: str, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
 
 
 class Gate:
@@ -59,7 +50,7 @@ class Gate:
         return self._waiting.exists()
 
     async def reached(self) -> None:
-        await asyncio.to_thread(await_condition, "it compiles", self.is_reached)
+        await until(self.is_reached, "it compiles")
 
 
 @pytest.fixture
@@ -93,7 +84,7 @@ def processes_of(options: BuildOptions) -> list[str]:
 def assert_nothing_stays(options: BuildOptions) -> None:
     cache = options.cache
     assert cache is not None
-    await_condition("its files are removed", lambda: not list(cache.glob("work/*")))
+    wait_until(lambda: not list(cache.glob("work/*")), "its files are removed")
     assert list(cache.glob("builds/*")) == []
 
 
@@ -173,7 +164,7 @@ def test_signal_ends_it_in_good_order(
     number: signal.Signals,
     status: int,
 ) -> None:
-    await_condition("it compiles", gate.is_reached)
+    wait_until(gate.is_reached, "it compiles")
     driver.send_signal(number)
     assert driver.wait(DEADLINE) == status
     assert processes_of(options) == []
@@ -184,7 +175,7 @@ def test_ctrl_c_in_a_terminal_reaches_only_the_command(
     options: BuildOptions, driver: subprocess.Popen[str], gate: Gate
 ) -> None:
     """The terminal signals the command's process group; no program of a build is in it."""
-    await_condition("it compiles", gate.is_reached)
+    wait_until(gate.is_reached, "it compiles")
     groups = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -197,12 +188,12 @@ def test_ctrl_c_in_a_terminal_reaches_only_the_command(
 def test_after_kill_9_programs_end_and_the_next_build_is_whole(
     options: BuildOptions, driver: subprocess.Popen[str], gate: Gate
 ) -> None:
-    await_condition("it compiles", gate.is_reached)
+    wait_until(gate.is_reached, "it compiles")
     assert options.cache is not None
     (stale,) = options.cache.glob("work/*")
     driver.kill()
     driver.wait(DEADLINE)
-    await_condition("its programs are gone", lambda: processes_of(options) == [])
+    wait_until(lambda: processes_of(options) == [], "its programs are gone")
     assert list(options.cache.glob("builds/*")) == []
     gate.open()
     built = asyncio.run(build_qemu(options))
@@ -221,7 +212,7 @@ def test_kill_9_at_any_moment(
         driver.wait(delay)
     driver.kill()
     driver.wait(DEADLINE)
-    await_condition("its programs are gone", lambda: processes_of(options) == [])
+    wait_until(lambda: processes_of(options) == [], "its programs are gone")
     built = asyncio.run(build_qemu(options))
     assert built.path.stat().st_size == built.manifest.size
     assert subprocess.run([built.path], capture_output=True).stdout.endswith(b", patched\n")

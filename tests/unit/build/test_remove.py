@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qemu_ring.build.process import remove
+from tests.waiting import wait_until
 
-DEADLINE = 60.0  # seconds
 OVER = 100.0  # seconds that a test is never to wait
-
-
-def await_condition(what: str, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
 
 
 def names(directory: Path) -> list[str]:
@@ -63,7 +54,7 @@ async def test_what_takes_long_goes_on_by_itself(tmp_path: Path, held: Path) -> 
     await remove([tmp_path / "tree"], patience=0.01)
     assert (tmp_path / "tree").exists()
     let_go(held)
-    await_condition("it is removed", lambda: not (tmp_path / "tree").exists())
+    wait_until(lambda: not (tmp_path / "tree").exists(), "it is removed")
 
 
 async def test_cancelled(tmp_path: Path, held: Path) -> None:
@@ -74,4 +65,4 @@ async def test_cancelled(tmp_path: Path, held: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await removing
     let_go(held)
-    await_condition("it is removed", lambda: not (tmp_path / "tree").exists())
+    wait_until(lambda: not (tmp_path / "tree").exists(), "it is removed")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from qemu_ring.machine import Leftovers, new_folder_name
+from tests.waiting import wait_until
 
 OWNER = """
 import sys, time
@@ -40,10 +40,7 @@ def test_they_go_when_their_owner_is_killed(tmp_path: Path) -> None:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"there\n"
         owner.kill()
-    deadline = time.monotonic() + 10
-    while list(tmp_path.iterdir()):
-        assert time.monotonic() < deadline, "it is still there"
-        time.sleep(0.005)
+    wait_until(lambda: not list(tmp_path.iterdir()), "all is removed")
 
 
 def test_a_folder_given_as_a_file_is_not_touched(tmp_path: Path) -> None:

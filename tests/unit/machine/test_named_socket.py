@@ -6,13 +6,13 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from qemu_ring.errors import UsageError
 from qemu_ring.machine import named_socket
+from tests.waiting import wait_until
 
 OWNER = """
 import asyncio, sys
@@ -109,7 +109,4 @@ def test_kill_9_leaves_no_name(tmp_path: Path, attempt: int) -> None:
         assert owner.stdout.readline() == "there\n"
         assert connects(path)
         owner.kill()
-    deadline = time.monotonic() + 10
-    while names(tmp_path):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: not names(tmp_path), "the name is gone")

@@ -16,6 +16,7 @@ import pytest
 from qemu_ring.machine import Machine
 from qemu_ring.migration import Migration, MigrationPlan, Unix
 from qemu_ring.qmp import Monitor
+from tests.waiting import DEADLINE
 
 GREETING = {
     "QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 10}, "package": ""}}
@@ -79,7 +80,7 @@ class FakeQemu:
     async def stop(self) -> None:
         self._writer.close()
         if self.task is not None:
-            await asyncio.wait({self.task}, timeout=5)
+            await asyncio.wait({self.task}, timeout=DEADLINE)
 
     def event(self, name: str, **data: object) -> None:
         stamp = {"seconds": 1_700_000_000, "microseconds": 0}
@@ -153,7 +154,7 @@ class FakeQemu:
 
 async def until(predicate: Callable[[], bool]) -> None:
     """Wait until it is so."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + DEADLINE
     while not predicate():
         assert time.monotonic() < deadline
         await asyncio.sleep(0)

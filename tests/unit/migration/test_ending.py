@@ -14,6 +14,7 @@ from qemu_ring.errors import DeadlineError, UsageError
 from qemu_ring.migration import GuestAt, MigrationError, MigrationPlan, Unix
 from qemu_ring.verify import Block, Comparison, StalePage
 from tests.unit.migration.conftest import until
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from tests.unit.migration.conftest import Fakes
@@ -69,7 +70,7 @@ async def test_equal_memory_lets_it_go_on_there(
         assert fakes.destination.capabilities["late-block-activate"]
         fakes.source.status("setup", "active")
         fakes.arrive()
-        result = await migration.complete(timeout=5)
+        result = await migration.complete(timeout=DEADLINE)
     assert result.aftermath.guest_at is GuestAt.DESTINATION
     assert not fakes.destination.capabilities["late-block-activate"]
 
@@ -83,7 +84,7 @@ async def test_stale_memory_lets_it_go_on_where_the_plan_says(
     async with fakes.migration(plan, verify=blocks) as migration:
         fakes.source.status("setup", "active")
         fakes.arrive()
-        result = await migration.complete(timeout=5)
+        result = await migration.complete(timeout=DEADLINE)
     assert result.comparison == STALE
     assert result.aftermath.guest_at is where
     assert (result.downtime.seconds is None) or where is GuestAt.DESTINATION
@@ -97,7 +98,7 @@ async def test_source_that_cannot_go_on_is_told_of(
     async with fakes.migration(verify=blocks) as migration:
         fakes.source.status("setup", "active")
         fakes.arrive()
-        result = await migration.complete(timeout=5)
+        result = await migration.complete(timeout=DEADLINE)
     assert result.aftermath.guest_at is GuestAt.NOWHERE
     assert result.problem == "source: cont: no lock"
     assert states(fakes) == ("postmigrate", "paused")
@@ -119,7 +120,7 @@ async def test_memory_that_cannot_be_read(
         fakes.source.status("setup", "active")
         fakes.arrive()
         with pytest.raises(MigrationError, match=r"not compared: bad sector; .* at the d"):
-            await migration.complete(timeout=5)
+            await migration.complete(timeout=DEADLINE)
         assert states(fakes) == ("postmigrate", "running")
 
 
@@ -199,7 +200,7 @@ async def test_deadline_passes_while_memory_is_compared(
             await migration.complete(timeout=0.05)
         assert states(fakes) == ("postmigrate", "paused")
         comparing(found(EQUAL))
-        result = await migration.complete(timeout=5)
+        result = await migration.complete(timeout=DEADLINE)
     assert result.comparison == EQUAL
     assert states(fakes) == ("postmigrate", "running")
 
@@ -213,8 +214,8 @@ async def test_destination_that_is_slower_than_a_deadline(fakes: Fakes) -> None:
             await migration.complete(timeout=0.05)
         fakes.destination.state = "running"
         fakes.destination.status("completed")
-        result = await migration.complete(timeout=5)
-        assert result == await migration.complete(timeout=5)
+        result = await migration.complete(timeout=DEADLINE)
+        assert result == await migration.complete(timeout=DEADLINE)
     assert result.aftermath.guest_at is GuestAt.DESTINATION
 
 
@@ -229,7 +230,7 @@ async def test_guest_that_its_user_paused_on_the_way_stays_so(
         fakes.source.event("STOP")
         await until(lambda: fakes.source.count("query-status") > asked)
         fakes.arrive()
-        result = await migration.complete(timeout=5)
+        result = await migration.complete(timeout=DEADLINE)
     assert result.aftermath.guest_at is GuestAt.NOWHERE
     assert states(fakes) == ("postmigrate", "paused")
     assert result.downtime.switchover_seconds is None

@@ -19,6 +19,7 @@ from qemu_ring.migration import (
     Unix,
 )
 from tests.unit.migration.conftest import refusal
+from tests.waiting import DEADLINE
 
 RAM = dict.fromkeys(
     ("transferred", "remaining", "total", "duplicate", "normal", "normal-bytes", "page-size"), 0
@@ -215,11 +216,11 @@ async def test_channel_that_breaks_in_the_recovery(fakes: Fakes) -> None:
 
         fakes.source.replies["migrate"] = resume
         with pytest.raises(PostcopyPausedError) as caught:
-            await migration.recover(timeout=5)
+            await migration.recover(timeout=DEADLINE)
         assert caught.value.aftermath is not None
         assert caught.value.aftermath.recoverable
         then = "active"
-        await migration.recover(timeout=5)
+        await migration.recover(timeout=DEADLINE)
         fakes.destination.status("completed")
         fakes.source.status("completed")
         assert (await migration.complete()).switched_to_postcopy
@@ -239,7 +240,7 @@ async def test_what_on_sample_raises_is_raised(fakes: Fakes) -> None:
         fakes.source.migration = {"status": "active", "ram": RAM}
         fakes.source.event("MIGRATION_PASS", **{"pass": 1})
         with pytest.raises(BrokenPipeError, match="nobody reads"):
-            await migration.complete(timeout=5)
+            await migration.complete(timeout=DEADLINE)
     # Nobody watched it any more; it was cancelled all the same.
     assert fakes.source.count("migrate_cancel") == 1
     assert fakes.source.parameters["max-bandwidth"] == 7

@@ -21,6 +21,7 @@ from qemu_ring.migration import (
 )
 from qemu_ring.qmp import MigrationInfo, Monitor, commands
 from tests.unit.migration.conftest import refusal, until
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from tests.unit.migration.conftest import Fakes
@@ -110,7 +111,7 @@ async def test_rules_count_when_postcopy_cannot_switch_over(
         for number in (1, 2):
             fakes.source.event("MIGRATION_PASS", **{"pass": number})
         with pytest.raises(MigrationAbortedError, match=r"longer than 0\.05 s"):
-            await migration.complete(timeout=5)
+            await migration.complete(timeout=DEADLINE)
     assert fakes.source.count("migrate-start-postcopy") == 1
 
 
@@ -123,7 +124,7 @@ async def test_postcopy_with_a_pause_before_it_switches_over(fakes: Fakes) -> No
     plan = MigrationPlan(kind=Postcopy(), channel=Unix(), pause_before_switchover=True)
     async with fakes.migration(plan) as migration:
         fakes.source.status("setup", "active", "pre-switchover")
-        completing = asyncio.create_task(migration.complete(timeout=5))
+        completing = asyncio.create_task(migration.complete(timeout=DEADLINE))
         await until(lambda: migration.status == "postcopy-active")
         fakes.source.state, fakes.destination.state = "postmigrate", "running"
         fakes.destination.status("completed")
@@ -140,12 +141,12 @@ async def test_a_switchover_let_through_twice(fakes: Fakes) -> None:
         fakes.source.status("setup", "active", "pre-switchover")
         await until(lambda: migration.status == "pre-switchover")
         with pytest.raises(MigrationError, match=r"did not switch over: .* in the wrong state"):
-            await migration.complete(timeout=5)
+            await migration.complete(timeout=DEADLINE)
         fakes.source.silently("device")
         with pytest.raises(DeadlineError):
             await migration.complete(timeout=0.05)
         fakes.arrive()
-        await migration.complete(timeout=5)
+        await migration.complete(timeout=DEADLINE)
 
 
 # Settings
@@ -182,7 +183,7 @@ async def test_side_in_postcopy_keeps_what_it_has(fakes: Fakes) -> None:
         async with fakes.migration(POSTCOPY) as migration:
             fakes.source.status("setup", "active", "postcopy-active", "postcopy-paused")
             fakes.destination.status("postcopy-active", "postcopy-paused")
-            await migration.complete(timeout=5)
+            await migration.complete(timeout=DEADLINE)
     assert fakes.source.parameters["max-bandwidth"] == 100
     for fake in (fakes.source, fakes.destination):
         assert fake.capabilities["postcopy-ram"]
@@ -214,7 +215,7 @@ async def test_source_that_hangs_is_not_taken_for_gone(fakes: Fakes) -> None:
             await migration.complete(timeout=0.05)
         del fakes.source.replies["query-migrate"]
         fakes.arrive()
-        await migration.complete(timeout=5)
+        await migration.complete(timeout=DEADLINE)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -226,7 +227,7 @@ async def test_where_the_guest_is_when_the_source_hangs(fakes: Fakes) -> None:
         fakes.destination.status("failed")
         fakes.source.event("MIGRATION", status="failed")
         with pytest.raises(MigrationError, match="not known where the guest runs") as caught:
-            await migration.complete(timeout=5)
+            await migration.complete(timeout=DEADLINE)
     aftermath = caught.value.aftermath
     assert aftermath is not None
     assert (aftermath.source, aftermath.guest_at) == ("unknown", GuestAt.UNKNOWN)
@@ -242,7 +243,7 @@ async def test_guest_that_runs_twice_is_told_of(fakes: Fakes) -> None:
         fakes.destination.status("completed")
         fakes.source.status("failed")
         with pytest.raises(MigrationError, match="the guest runs TWICE") as caught:
-            await migration.complete(timeout=5)
+            await migration.complete(timeout=DEADLINE)
     assert caught.value.aftermath is not None
     assert caught.value.aftermath.guest_at is GuestAt.BOTH
 

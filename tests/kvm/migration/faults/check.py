@@ -19,7 +19,8 @@ from tests.kvm.migration.faults.sides import STILL_SECONDS, Sides, start_sides
 
 __all__ = ["run_fault"]
 
-RISE_SECONDS = 5.0  # in which a guest that runs has written
+STOP_SECONDS = 10.0  # in which one that has lost its monitor has come to a stop
+RISE_SECONDS = 60.0  # in which a guest that runs has written
 ATTEMPTS = 3
 
 
@@ -106,7 +107,7 @@ async def check(outcome: Outcome, sides: Sides, error: QemuRingError | None) -> 
     }
     for side, state in states.items():
         running = state == "running"
-        if is_lost(error) and await sides.stands_still(side, RISE_SECONDS):
+        if is_lost(error) and await sides.stands_still(side, STOP_SECONDS):
             continue
         if await sides.rises(side, RISE_SECONDS if running else STILL_SECONDS):
             if outcome.guest_at is not GuestAt.NOWHERE:

@@ -16,7 +16,7 @@ from tests.kvm.migration.faults.sides import start_sides
 
 __all__ = ["be_controller", "kill_controller"]
 
-GONE_SECONDS = 5.0  # until nothing is left
+GONE_SECONDS = 60.0  # until nothing is left
 
 
 async def kill_controller(outcome: Outcome, binary: Path, folder: Path) -> None:

@@ -27,8 +27,8 @@ from tests.kvm.migration.faults.sides import Sides
 __all__ = ["TELL_SECONDS", "Run", "TooLateError"]
 
 MIB = 1 << 20
-TELL_SECONDS = 30.0  # from the fault until the migration is told to have failed
-RECOVER_SECONDS = 10.0
+TELL_SECONDS = 60.0  # from the fault until the migration is told to have failed
+RECOVER_SECONDS = 30.0
 
 
 def plan_for(fault: Fault, channel: Channel) -> MigrationPlan:
