@@ -27,6 +27,7 @@ from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.machine import Machine
 from qemu_ring.migration import (
     Aftermath,
+    Channel,
     Compression,
     GuestAt,
     Migration,
@@ -64,7 +65,8 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
 @click.option(
     "--channel",
     metavar="CHANNEL",
-    help="unix, unix:PATH, tcp:HOST:PORT (port 0: any), fd, or exec:COMMAND.  [default: unix]",
+    help="fd, unix, unix:PATH, tcp:HOST:PORT (port 0: any), or exec:COMMAND.  [default: fd, or "
+    "unix for several connections]",
 )
 @click.option("--exec-incoming", metavar="COMMAND", help="For exec: what the destination runs.")
 @click.option(
@@ -138,7 +140,8 @@ def migrate(
         raise UsageError("name a DESTINATION, --to-file FILE or --from-file FILE, one of them")
     if overwrite and to_file is None:
         raise UsageError("--overwrite needs --to-file")
-    plan = plan_of(options, to_file or from_file)
+    monitors = {"source": source, "destination": destination}
+    plan = plan_of(options | monitors, to_file or from_file)
     verify = bool(options["verify"])
     if verify and destination is None:
         raise UsageError("--verify needs a destination whose memory can be compared")
@@ -158,7 +161,8 @@ def migrate(
     if recover:
         if destination is None:
             raise UsageError("--recover needs the DESTINATION where the guest runs")
-        aftermath, abouts = run(_recover(source, destination, plan))
+        named = None if options["channel"] is None else plan.channel
+        aftermath, abouts = run(_recover(source, destination, named))
         if as_json:
             found = asdict(aftermath) | {"guest_at": aftermath.guest_at.value}
             content = {"destination_qemu": abouts[1], "aftermath": found}
@@ -209,14 +213,14 @@ async def _migrate(
 
 
 async def _recover(
-    source: str, destination: str, plan: MigrationPlan
+    source: str, destination: str, channel: Channel | None
 ) -> tuple[Aftermath, list[dict[str, object]]]:
     """How both sides were found when it had completed, and what they are."""
     async with (
         attached(source, "source") as first,
         attached(destination, "destination") as second,
     ):
-        aftermath = await recover_postcopy(first.machine, second.machine, plan.channel)
+        aftermath = await recover_postcopy(first.machine, second.machine, channel)
         return aftermath, [first.qemu, second.qemu]
 
 

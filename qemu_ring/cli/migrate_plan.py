@@ -32,6 +32,8 @@ from qemu_ring.migration import (
     Xbzrle,
     ZeroPage,
 )
+from qemu_ring.migration.channel import local_channel
+from qemu_ring.qmp import parse_address
 
 __all__ = ["plan_of", "require_new_file", "require_saved_guest", "require_two_guests"]
 
@@ -54,7 +56,8 @@ def plan_of(options: dict[str, Any], file: Path | None) -> MigrationPlan:
     Raises:
         UsageError: they contradict each other.
     """
-    channel = _channel(options["channel"], options["exec_incoming"], file)
+    named = _channel(options["channel"], options["exec_incoming"], file)
+    channel = named or _default_channel(options)
     _check(options, channel)
     try:
         return _plan(options, channel)
@@ -216,12 +219,23 @@ def _kind(options: dict[str, Any]) -> Kind:
     return plain[kind]
 
 
-def _channel(text: str | None, exec_incoming: str | None, file: Path | None) -> Channel:
+def _default_channel(options: dict[str, Any]) -> Channel:
+    monitors = (options["source"], options["destination"])
+    return local_channel(
+        take_fds=all(one is not None and isinstance(parse_address(one), str) for one in monitors),
+        several=options["multifd"] is not None or options["preempt"],
+    )
+
+
+def _channel(text: str | None, exec_incoming: str | None, file: Path | None) -> Channel | None:
+    """What was asked for; None if nothing was."""
     if file is not None:
         if text is not None:
             raise UsageError("a file is a channel of its own; leave out --channel")
         return File(file)
-    kind, _, rest = (text or "unix").partition(":")
+    if text is None and exec_incoming is None:
+        return None
+    kind, _, rest = (text or "").partition(":")
     if exec_incoming is not None and kind != "exec":
         raise UsageError("--exec-incoming needs --channel exec:COMMAND")
     host, _, port = rest.rpartition(":")

@@ -16,7 +16,14 @@ from qemu_ring.machine.leftovers import Leftovers, new_folder_name
 from qemu_ring.machine.machine import Machine
 from qemu_ring.machine.memory import UnnamedFile, require_space
 from qemu_ring.machine.named_socket import named_socket
-from qemu_ring.machine.peer import RunningBinary, credentials, serving_binary, serving_process
+from qemu_ring.machine.peer import (
+    RunningBinary,
+    credentials,
+    sees,
+    serving_binary,
+    serving_process,
+    serving_user,
+)
 
 __all__ = [
     "Accelerator",
@@ -47,6 +54,8 @@ __all__ = [
     "probe_schema",
     "require_memory",
     "require_space",
+    "sees",
     "serving_binary",
     "serving_process",
+    "serving_user",
 ]

@@ -69,6 +69,10 @@ class Leftovers:
         self._watcher.wait()
 
 
-def new_folder_name() -> Path:
-    """A name for a temporary folder, which is yet to be made."""
-    return Path(tempfile.gettempdir(), f"qemu-ring-{secrets.token_hex(8)}")
+def new_folder_name(parent: Path | None = None) -> Path:
+    """A name for a temporary folder, which is yet to be made.
+
+    Args:
+        parent: where; None for where temporary files belong.
+    """
+    return Path(parent or tempfile.gettempdir(), f"qemu-ring-{secrets.token_hex(8)}").absolute()

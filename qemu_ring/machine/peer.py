@@ -10,11 +10,19 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from qemu_ring.machine.binary import sha256_of
 
-__all__ = ["RunningBinary", "credentials", "listens", "serving_binary", "serving_process"]
+__all__ = [
+    "RunningBinary",
+    "credentials",
+    "listens",
+    "sees",
+    "serving_binary",
+    "serving_process",
+    "serving_user",
+]
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group
 _CONNECTED = b"03"  # SS_CONNECTED
@@ -23,6 +31,13 @@ _ACCEPTS = b"00010000"  # __SO_ACCEPTCON
 
 class _Socket(Protocol):
     def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
+
+
+class _Client(_Socket, Protocol):
+    @property
+    def family(self) -> int: ...
+
+    def getpeername(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +78,34 @@ def _binary(pid: int) -> RunningBinary:
     return RunningBinary(program.readlink(), sha256_of(program))
 
 
-def serving_process(client: socket.socket) -> int | None:
+def serving_user(client: _Client) -> int | None:
+    """The user whom the process at the other end of a unix socket runs as; None by TCP.
+
+    One who only listened there before (a daemon that passed the socket on) does not count, as
+    far as this process may know of the other.
+    """
+    if client.family != socket.AF_UNIX:
+        return None
+    process, user = serving_process(client), credentials(client)[1]
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            name, *ids = line.split()
+            if name == "Uid:":  # real, effective, saved, and that for files
+                return int(ids[3])
+    return user
+
+
+def sees(process: int, path: Path) -> bool | None:
+    """Whether a path leads another process to the same file; None if that cannot be known."""
+    try:
+        return Path(f"/proc/{process}/root", *path.parts[1:]).samefile(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+
+
+def serving_process(client: _Client) -> int | None:
     """The process that holds the other end of a connected unix socket; None if that is not known.
 
     Whoever listens need not be who answers: a socket may be inherited, and both may listen.

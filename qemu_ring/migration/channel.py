@@ -11,12 +11,23 @@ from pathlib import Path
 from typing import ClassVar
 
 from qemu_ring.errors import QemuUnsuitableError, UsageError
-from qemu_ring.machine import Leftovers, new_folder_name
+from qemu_ring.machine import Leftovers
 from qemu_ring.migration.errors import MigrationError
+from qemu_ring.migration.fdset import PassedFiles, open_file
 from qemu_ring.migration.given import GivenFds
+from qemu_ring.migration.shared_folder import LONGEST_SOCKET_PATH, SharedFolder
 from qemu_ring.qmp import Monitor, commands
 
-__all__ = ["Channel", "Connection", "Exec", "Fd", "File", "Tcp", "Unix"]
+__all__ = [
+    "Channel",
+    "Connection",
+    "Exec",
+    "Fd",
+    "File",
+    "Tcp",
+    "Unix",
+    "local_channel",
+]
 
 
 class Connection:
@@ -83,8 +94,8 @@ class Unix(Channel):
     """A unix socket.
 
     Args:
-        path: where the destination makes it; None for one in a directory of our own, which
-            is removed when both sides are connected.
+        path: where the destination makes it; None for one in a folder of our own that both
+            sides can use, which is removed when both are connected.
     """
 
     path: Path | None = None
@@ -96,36 +107,54 @@ class Unix(Channel):
 
     def connect(self, source: Monitor | None, destination: Monitor | None) -> Connection:
         """Begin one use of it, between these monitors."""
+        if self.path is None:
+            return _OwnUnixConnection(source, destination)
         return _UnixConnection(self.path, source, destination)
 
 
 class _UnixConnection(Connection):
-    def __init__(
-        self, path: Path | None, source: Monitor | None, destination: Monitor | None
-    ) -> None:
+    def __init__(self, path: Path, source: Monitor | None, destination: Monitor | None) -> None:
         super().__init__(source, destination)
-        if path is None:
-            folder = new_folder_name()
-            self.path = folder / "migration.sock"
-            self._leftovers = Leftovers(folder=folder)
-            folder.mkdir(0o700)
-            return
         if path.exists() and not path.is_socket():
             raise UsageError(f"{path} is there already, and no socket", hint="name another path")
-        self.path = path
+        if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+            raise UsageError(
+                f"{path} is too long for a socket's path: at most {LONGEST_SOCKET_PATH} bytes"
+            )
+        self._path = path
         self._leftovers = Leftovers(path)
 
     async def listen(self) -> str:
-        return f"unix:{self.path}"
+        return f"unix:{self._path}"
 
     async def reach(self) -> str:
-        return f"unix:{self.path}"
+        return f"unix:{self._path}"
 
     def established(self) -> None:
         self._leftovers.remove()
 
     def close(self, completed: bool) -> None:  # noqa: ARG002
         self._leftovers.close()
+
+
+class _OwnUnixConnection(Connection):
+    """By a socket in a folder of our own."""
+
+    def __init__(self, source: Monitor | None, destination: Monitor | None) -> None:
+        super().__init__(source, destination)
+        self._folder = SharedFolder(source, destination, "migration.sock")
+
+    async def listen(self) -> str:
+        return f"unix:{await self._folder.make()}"
+
+    async def reach(self) -> str:
+        return f"unix:{self._folder.socket}"
+
+    def established(self) -> None:
+        self._folder.remove()
+
+    def close(self, completed: bool) -> None:  # noqa: ARG002
+        self._folder.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +295,8 @@ class File(Channel):
     """A file, on the host that runs QEMU and this.
 
     It is written under another name and gets its own when it is whole; one that is there
-    already is replaced. What QEMU has no `file:` for goes through a descriptor.
+    already is replaced. QEMU gets it open, where its monitor is a unix socket: it may run as
+    another user, and need not see the path.
 
     Args:
         path: the file.
@@ -292,6 +322,7 @@ class _FileConnection(Connection):
         self._partial: Path | None = None
         self._leftovers: Leftovers | None = None
         self._given = GivenFds()
+        self._files = PassedFiles()
         if self._path.is_dir():
             raise UsageError(f"{self._path} is a directory", hint="name a file")
 
@@ -310,14 +341,14 @@ class _FileConnection(Connection):
 
     async def _uri(self, monitor: Monitor | None, path: Path, flags: int) -> str:
         assert monitor is not None
+        schema = await monitor.schema()
+        if "file" in schema.enum_values("migrate", "channels", "addr", "transport"):
+            if monitor.takes_fds:
+                return f"file:{await self._files.pass_file(monitor, path, flags)}"
+            os.close(open_file(path, flags))
+            return f"file:{path}"
+        fd = open_file(path, flags)
         try:
-            fd = os.open(path, flags | os.O_CLOEXEC)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be opened: {error.strerror}") from error
-        try:
-            schema = await monitor.schema()
-            if "file" in schema.enum_values("migrate", "channels", "addr", "transport"):
-                return f"file:{path}"
             return await self._given.give(monitor, fd)
         finally:
             os.close(fd)
@@ -327,6 +358,7 @@ class _FileConnection(Connection):
 
     async def abandon(self) -> None:
         await self._given.take_back()
+        await self._files.take_back()
 
     def finish(self) -> None:
         if self._partial is None:
@@ -350,6 +382,17 @@ class _FileConnection(Connection):
         finally:
             if self._leftovers is not None:
                 self._leftovers.close()
+
+
+def local_channel(*, take_fds: bool, several: bool) -> Fd | Unix:
+    """The channel between two QEMUs of this host where none was named.
+
+    Args:
+        take_fds: whether both monitors are unix sockets. Descriptors need nothing that both
+            users may use, or both QEMUs see.
+        several: whether more than one connection is needed.
+    """
+    return Fd() if take_fds and not several else Unix()
 
 
 def _bracketed(host: str) -> str:

@@ -36,7 +36,12 @@ class GivenFds:
         self._to.append(monitor)
         try:
             await monitor.send_fd(_FD_NAME, fd)
-        except (CommandError, CommandTimeoutError, DisconnectedError):
+        except CommandError as error:
+            raise UsageError(
+                f"{monitor.name} has got no file descriptor: {error.description}",
+                hint="something forwards its monitor: use the channel tcp or unix",
+            ) from error
+        except (CommandTimeoutError, DisconnectedError):
             raise
         except QmpError as error:
             raise UsageError(

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import secrets
+from asyncio.trsock import TransportSocket
 from typing import NamedTuple
 
 from qemu.qmp import ConnectError as LibraryConnectError
@@ -40,6 +41,11 @@ class Client(QMPClient):
         """Drop the connection with all unsent bytes, so that no wait on it can last."""
         if self._writer is not None:
             self._writer.transport.abort()
+
+    @property
+    def transport(self) -> TransportSocket | None:
+        """What it is connected by; None while it is not."""
+        return None if self._writer is None else self._writer.get_extra_info("socket")
 
     async def flush(self) -> None:
         """Wait until all that was queued has reached the socket.

@@ -15,6 +15,7 @@ from qemu_ring.qmp.models import (
     CharDevice,
     CpuInfo,
     DirtyRate,
+    FdSet,
     KvmInfo,
     MemoryBackendInfo,
     MigrationInfo,
@@ -47,6 +48,7 @@ __all__ = [
     "query_chardev",
     "query_cpus_fast",
     "query_dirty_rate",
+    "query_fdsets",
     "query_kvm",
     "query_memdev",
     "query_migrate",
@@ -56,6 +58,7 @@ __all__ = [
     "query_status",
     "query_version",
     "quit_",
+    "remove_fd",
     "set_capabilities",
     "set_parameters",
     "stop",
@@ -314,6 +317,16 @@ async def object_add(
 async def object_del(monitor: Monitor, object_id: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
     """Remove an object."""
     await monitor.execute("object-del", {"id": object_id}, timeout=timeout)
+
+
+async def query_fdsets(monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT) -> list[FdSet]:
+    """List the sets of descriptors that `Monitor.add_fd` made."""
+    return await monitor.call("query-fdsets", list[FdSet], timeout=timeout)
+
+
+async def remove_fd(monitor: Monitor, fdset: int, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Remove all descriptors of a set; what QEMU has opened by it stays open."""
+    await monitor.execute("remove-fd", {"fdset-id": fdset}, timeout=timeout)
 
 
 async def trace_event_set_state(

@@ -13,10 +13,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "AddedFd",
     "CapabilityState",
     "CharDevice",
     "CpuInfo",
     "DirtyRate",
+    "FdSet",
     "KvmInfo",
     "MemoryBackendInfo",
     "MigrationInfo",
@@ -67,6 +69,26 @@ class VersionInfo(QmpModel):
 
     qemu: QemuVersion
     package: str = ""
+
+
+class AddedFd(QmpModel):
+    """add-fd: the set that has the descriptor, and its number in QEMU."""
+
+    fdset_id: int
+    fd: int
+
+
+class FdSet(QmpModel):
+    """query-fdsets: a set of descriptors that QEMU opens as /dev/fdset/N."""
+
+    class Entry(QmpModel):
+        """One of them."""
+
+        fd: int
+        opaque: str = ""
+
+    fdset_id: int
+    fds: tuple[Entry, ...] = ()
 
 
 class StatusInfo(QmpModel):

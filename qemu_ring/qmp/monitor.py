@@ -6,6 +6,7 @@ import asyncio
 import errno
 import functools
 import socket
+from asyncio.trsock import TransportSocket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from qemu_ring.qmp.errors import (
     QmpError,
 )
 from qemu_ring.qmp.events import EventHub, Listener
-from qemu_ring.qmp.models import VersionInfo
+from qemu_ring.qmp.models import AddedFd, VersionInfo
 from qemu_ring.qmp.schema import Schema
 
 __all__ = ["DEFAULT_TIMEOUT", "Address", "Monitor"]
@@ -209,9 +210,56 @@ class Monitor:
         Raises:
             QmpError: as in `execute`; also when this monitor is no unix socket.
         """
+        await self._send_fd(fd, "getfd", {"fdname": name}, timeout)
+
+    async def add_fd(
+        self,
+        fd: int,
+        *,
+        opaque: str,
+        fdset: int | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> int:
+        """Give QEMU a duplicate of a file descriptor, in a set that is a file to it (``add-fd``).
+
+        QEMU opens ``/dev/fdset/N`` by duplicating the descriptor in set N with the same access
+        mode. The set stays until its descriptors are removed.
+
+        Args:
+            fd: which the caller keeps, and closes.
+            opaque: what it is for, as ``query-fdsets`` shows it.
+            fdset: an existing set; None for a new one.
+            timeout: seconds.
+
+        Returns:
+            the set's number.
+
+        Raises:
+            QmpError: as in `send_fd`.
+        """
+        arguments: dict[str, object] = {"opaque": opaque}
+        if fdset is not None:
+            arguments["fdset-id"] = fdset
+        answer = await self._send_fd(fd, "add-fd", arguments, timeout)
+        return _fit(f"{self.name}: the reply to add-fd", AddedFd, answer).fdset_id
+
+    @property
+    def takes_fds(self) -> bool:
+        """Whether it is a unix socket, which descriptors can be sent through."""
+        client = self._client.transport
+        return client is not None and client.family == socket.AF_UNIX
+
+    @property
+    def transport(self) -> TransportSocket | None:
+        """The connection's socket, to ask about and not to use; None when it is gone."""
+        return self._client.transport
+
+    async def _send_fd(
+        self, fd: int, command: str, arguments: Mapping[str, object], timeout: float
+    ) -> object:
         # QEMU keeps only the newest descriptor it received, so it has to be named before the
         # next one is sent. It travels with a blank, which must not land within a message.
-        async with self._answered("getfd", timeout), self._fd_lock:
+        async with self._answered(command, timeout), self._fd_lock:
             try:
                 await self._client.flush()
                 self._client.send_fd_scm(fd)
@@ -219,7 +267,7 @@ class Monitor:
                 if not self.connected:
                     raise StateError("", self._client.runstate, Runstate.RUNNING) from error
                 raise QmpError(f"{self.name}: cannot send fd {fd}: {error.strerror}") from error
-            await self._client.execute("getfd", {"fdname": name})
+            return await self._client.execute(command, arguments)
 
     def events(self, *names: str) -> Listener:
         """Listen for events; for all of them if none is named.

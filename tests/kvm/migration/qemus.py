@@ -26,13 +26,15 @@ class Qemus:
         memory_folder: Path | None = None,
         extra: Sequence[str] = (),
         extra_twin: Sequence[str] = (),
+        accelerator: str = "kvm",
+        through: Sequence[str] = (),
     ) -> None:
         self.source, self.destination = str(folder / "source.qmp"), str(folder / "twin.qmp")
         region = Region("ram", 8 * MIB, 32 * MIB)
         span = Workload((region,), (Stream(),)).span("ram")
         workload = Workload((region,), (Stream(Pattern.LOOP, span, pages_per_second=4000),))
         (folder / "firmware").write_bytes(image_bytes())
-        common = ["-accel", "kvm", "-machine", "pc,memory-backend=ram", "-m", f"size={RAM}B"]
+        common = ["-accel", accelerator, "-machine", "pc,memory-backend=ram", "-m", f"size={RAM}B"]
         common += ["-nodefaults", "-display", "none", "-bios", str(folder / "firmware")]
         common += extra
         for name, content in workload.fw_cfg(1_000_000_000).items():
@@ -46,7 +48,7 @@ class Qemus:
             monitor = f"unix:{folder / name}.qmp,server=on,wait=off"
             self.processes.append(
                 subprocess.Popen(
-                    [str(binary), *common, "-object", memory, "-qmp", monitor, *more],
+                    [*through, str(binary), *common, "-object", memory, "-qmp", monitor, *more],
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                 )

@@ -37,7 +37,7 @@ def run(*arguments: str, expect: int) -> tuple[str, str]:
 
 def test_words(qemus: Qemus) -> None:
     out, err = run(qemus.source, qemus.destination, "--verify", expect=0)
-    assert "precopy over unix: completed in" in out
+    assert "precopy over fd: completed in" in out
     assert "the guest runs at the destination" in out
     assert "40.0 MiB compared, all equal" in out
     assert "downtime: " in out
@@ -80,7 +80,7 @@ def test_memory_that_cannot_be_compared_is_told_first(qemu_path: Path, tmp_path:
 def test_tls_needs_a_name(qemus: Qemus, tmp_path: Path) -> None:
     options = ("--tls-dir", str(tmp_path))
     _, err = run(qemus.source, qemus.destination, *options, expect=2)
-    assert "TLS by unix needs the name in the destination's certificate" in err
+    assert "TLS by fd needs the name in the destination's certificate" in err
     _, err = run(qemus.source, "--to-file", str(tmp_path / "saved"), *options, expect=2)
     assert "its handshake needs an answer; use tcp, unix or fd" in err
     qemus.assert_alive()

@@ -52,8 +52,7 @@ async def test_bandwidth(start_pair: StartPair, binary: Path) -> None:
                 with pytest.raises(UsageError, match="would be no limit"):
                     await migration.set_parameters(max_bandwidth=refused)
             await commands.set_parameters(pair.source.monitor, max_bandwidth=9)
-            result = await migration.complete(timeout=60)
-        assert result.totals.bytes_sent > 20 * MIB
+            await migration.complete(timeout=60)
 
 
 async def held_open(migration: Migration) -> None:
