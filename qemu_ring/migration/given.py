@@ -13,7 +13,7 @@ from qemu_ring.qmp import (
     QmpError,
 )
 
-__all__ = ["GivenFds"]
+__all__ = ["GivenFds", "take_back_fds"]
 
 _FD_NAME = "qemu-ring-migration"
 
@@ -57,6 +57,16 @@ class GivenFds:
     async def take_back(self) -> None:
         """Have those that are not in use closed."""
         for monitor in self._to:
-            with suppress(QmpError):  # it is gone, or has taken it after all
-                await monitor.execute("closefd", {"fdname": _FD_NAME})
+            with suppress(QmpError):  # it is gone
+                await take_back_fds(monitor)
         self._to.clear()
+
+
+async def take_back_fds(monitor: Monitor) -> None:
+    """Have a QEMU close what it was given, whoever gave it, unless it has taken it.
+
+    Raises:
+        QmpError: it is gone.
+    """
+    with suppress(CommandError):
+        await monitor.execute("closefd", {"fdname": _FD_NAME})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from qemu_ring.errors import QemuUnsuitableError, UsageError
+from qemu_ring.migration.former import TLS_ID, Former
 from qemu_ring.migration.plan import MigrationPlan
 from qemu_ring.migration.settings import (
     MANAGED_CAPABILITIES,
@@ -19,7 +20,6 @@ from qemu_ring.qmp import CommandError, Monitor, QmpError, Schema, commands
 
 __all__ = ["Side", "require_plan", "require_support"]
 
-_TLS_ID = "qemu-ring-tls"
 _LEAVE_OUT = "use another QEMU, or leave that out"
 
 
@@ -37,6 +37,7 @@ class Side:
         self._capabilities: dict[str, bool] = {}
         self._parameters: dict[str, object] = {}
         self._has_tls = False
+        self._is_noted = False
 
     async def lacks(self, settings: Settings) -> list[str]:
         """Tell what of the settings this QEMU does not know, in words; nothing is set."""
@@ -83,9 +84,11 @@ class Side:
     async def set(self, settings: Settings) -> None:
         """Set capabilities and parameters, all that are managed and differ.
 
+        What a controller left that did not come to clean up is put back first.
+
         Raises:
             QemuUnsuitableError: QEMU refused the mix of capabilities; in its words.
-            UsageError: QEMU refused a parameter; in its words.
+            UsageError: QEMU refused a parameter, in its words; or another controller is at work.
         """
         had = await commands.query_capabilities(self.monitor)
         managed = MANAGED_CAPABILITIES & had.keys()
@@ -102,6 +105,7 @@ class Side:
         Raises:
             QemuUnsuitableError: QEMU refused the mix of capabilities; in its words.
         """
+        await self._note()
         had = await commands.query_capabilities(self.monitor)
         changed = {name: on for name, on in sorted(states.items()) if had.get(name) != on}
         if not changed:
@@ -124,6 +128,7 @@ class Side:
         """
         if not parameters:
             return
+        await self._note()
         had = await commands.query_parameters(self.monitor)
         before = {name: had[name] for name in parameters if name in had}
         self._parameters = before | self._parameters
@@ -141,18 +146,30 @@ class Side:
             QemuUnsuitableError: this QEMU was built without TLS, or cannot load them.
         """
         properties = {"dir": str(directory), "endpoint": endpoint, "verify-peer": True}
+        await self._note()
         self._has_tls = True
         try:
-            await commands.object_add(self.monitor, "tls-creds-x509", _TLS_ID, properties)
+            await commands.object_add(self.monitor, "tls-creds-x509", TLS_ID, properties)
         except CommandError as error:
             raise QemuUnsuitableError(
                 f"the {self.role} cannot do TLS: {error.description}",
                 hint="see that QEMU was built with gnutls, and the certificates' names",
             ) from error
-        parameters: dict[str, object] = {"tls-creds": _TLS_ID}
+        parameters: dict[str, object] = {"tls-creds": TLS_ID}
         if hostname is not None and endpoint == "client":
             parameters["tls-hostname"] = hostname
         await self.set_parameters(parameters)
+
+    async def _note(self) -> None:
+        """Note what is set, before the first change; what a controller left that is gone goes."""
+        if self._is_noted:
+            return
+        left = await Former.left(self.monitor)
+        if left is not None:
+            left.require_left(f"the {self.role}")
+            await left.put_back(self.monitor)
+        self._is_noted = True  # before it is sent: when cancelled, it may be there all the same
+        await Former.note(self.monitor)
 
     async def restore(self) -> None:
         """Set everything back, as far as QEMU takes it; one that is gone needs nothing.
@@ -161,7 +178,7 @@ class Side:
         may have to be recovered with it.
         """
         with suppress(QmpError):  # one that is gone, or hangs, is not asked again and again
-            if not (self._parameters or self._capabilities or self._has_tls):
+            if not self._is_noted:
                 return
             if (await commands.query_migrate(self.monitor)).is_active:
                 return
@@ -173,7 +190,9 @@ class Side:
                     await commands.set_capabilities(self.monitor, self._capabilities)
             with suppress(CommandError):
                 if self._has_tls:
-                    await commands.object_del(self.monitor, _TLS_ID)
+                    await commands.object_del(self.monitor, TLS_ID)
+            await Former.forget(self.monitor)
+        self._is_noted = False
         self._parameters, self._capabilities, self._has_tls = {}, {}, False
 
 

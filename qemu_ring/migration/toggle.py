@@ -26,14 +26,10 @@ from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import DeadlineError, QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.machine import Accelerator, Machine
 from qemu_ring.migration.errors import MigrationError
+from qemu_ring.migration.former import set_capabilities, set_parameters
 from qemu_ring.migration.settings import MANAGED_CAPABILITIES
 from qemu_ring.migration.settling import SETTLE_SECONDS, has_ended, past_migration, settled
-from qemu_ring.migration.twin import (
-    Carried,
-    set_capabilities,
-    set_parameters,
-    twin_description,
-)
+from qemu_ring.migration.twin import Carried, twin_description
 from qemu_ring.qmp import (
     CommandError,
     DisconnectedError,

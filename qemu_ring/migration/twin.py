@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -10,13 +10,12 @@ from qemu_ring.dirty import Tracking
 from qemu_ring.errors import QemuRingError, UsageError
 from qemu_ring.machine import Accelerator, Machine, MachineDescription, QemuBinary
 from qemu_ring.memslot import FlushInfo, FlushPolicy
+from qemu_ring.migration.former import set_capabilities, set_parameters
 from qemu_ring.qmp import CommandError, Monitor, commands
 from qemu_ring.qmp.dirty import query_vcpu_dirty_limit, set_vcpu_dirty_limit
 
 __all__ = [
     "Carried",
-    "set_capabilities",
-    "set_parameters",
     "twin_accelerator",
     "twin_description",
 ]
@@ -133,22 +132,6 @@ class Carried:
     async def _give_limits(self, monitor: Monitor) -> None:
         for vcpu, limit in self.limits.items():
             await set_vcpu_dirty_limit(monitor, limit, cpu_index=vcpu)
-
-
-async def set_parameters(monitor: Monitor, wanted: Mapping[str, object]) -> None:
-    """Set those migration parameters, by QMP name, that the QEMU knows and that differ."""
-    has = await commands.query_parameters(monitor)
-    changed = {name: value for name, value in wanted.items() if name in has and has[name] != value}
-    if changed:
-        await monitor.execute("migrate-set-parameters", changed)
-
-
-async def set_capabilities(monitor: Monitor, wanted: Mapping[str, bool]) -> None:
-    """Set those migration capabilities that the QEMU knows and that differ."""
-    has = await commands.query_capabilities(monitor)
-    changed = {name: on for name, on in wanted.items() if name in has and has[name] != on}
-    if changed:
-        await commands.set_capabilities(monitor, changed)
 
 
 async def _each(*settings: tuple[str, Coroutine[object, object, None]]) -> tuple[str, ...]:

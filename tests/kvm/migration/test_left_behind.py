@@ -1,0 +1,139 @@
+"""What a killed controller leaves in QEMUs that are not its own, and who cleans it up."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from qemu_ring.machine import Machine
+from qemu_ring.qmp import CommandError, MigrationStatus, commands
+from tests.kvm.migration.qemus import Qemus
+
+pytestmark = pytest.mark.kvm
+
+SECONDS = 60
+MIGRATE = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate"]
+
+
+@pytest.fixture(params=["qemu_path", "patched_qemu"], ids=["distribution", "patched"])
+def binary(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def pair(tmp_path: Path, binary: Path) -> Iterator[Qemus]:
+    """A guest and a twin that waits, with memory that postcopy can do with."""
+    started = Qemus(tmp_path, binary, memory_folder=Path("/dev/shm"))
+    yield started
+    started.stop()
+
+
+@asynccontextmanager
+async def watched(qemus: Qemus) -> AsyncIterator[tuple[Machine, Machine]]:
+    source, destination = [await Machine.attach(path) for path in qemus.watches]
+    async with source, destination:
+        yield source, destination
+
+
+async def set_in(machine: Machine) -> tuple[dict[str, bool], dict[str, object], set[str]]:
+    """What a migration could leave: capabilities, parameters, objects."""
+    monitor = machine.monitor
+    listed = await monitor.execute("qom-list", {"path": "/objects"})
+    assert isinstance(listed, list)
+    objects = {one["name"] for one in listed}
+    return (
+        await commands.query_capabilities(monitor),
+        await commands.query_parameters(monitor),
+        objects,
+    )
+
+
+async def until_status(machine: Machine, *wanted: MigrationStatus) -> None:
+    deadline = time.monotonic() + SECONDS
+    while (await commands.query_migrate(machine.monitor)).status not in wanted:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+def begin(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [*MIGRATE, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+async def kill_when_active(source: Machine, *arguments: str) -> None:
+    """Run the command until its migration is under way, and kill it."""
+    process = begin(*arguments)
+    try:
+        await until_status(source, MigrationStatus.ACTIVE)
+    finally:
+        process.kill()
+        _, said = process.communicate(timeout=SECONDS)
+    assert said == b""
+
+
+def run(*arguments: str, expect: int = 0, program: Sequence[str] = MIGRATE) -> str:
+    done = subprocess.run(
+        [*program, *arguments], capture_output=True, text=True, timeout=2 * SECONDS, check=False
+    )
+    assert done.returncode == expect, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("again", ["with TLS", "without", "to a file"])
+async def test_next_migration_takes_over_what_a_killed_one_set(
+    pair: Qemus, certificates: Path, tmp_path: Path, again: str
+) -> None:
+    tls = ["--tls-dir", str(certificates), "--tls-hostname", "ring.test"]
+    async with watched(pair) as (source, destination):
+        before = await set_in(source)
+        slow = ["--multifd", "2", "--max-bandwidth", "1M", "--downtime-limit", "0.001"]
+        await kill_when_active(source, pair.source, pair.destination, *tls, *slow)
+        left = await set_in(source)
+        assert all(one != other for one, other in zip(before, left, strict=True))
+        assert "qemu-ring-tls" in (await set_in(destination))[2]
+        await commands.migrate_cancel(source.monitor)
+        await until_status(source, MigrationStatus.CANCELLED, MigrationStatus.FAILED)
+    pair.renew_twin()
+    async with watched(pair) as (source, destination):
+        if again == "to a file":
+            run(pair.source, "--to-file", str(tmp_path / "saved"))
+        else:
+            said = run(pair.source, pair.destination, *(tls if again == "with TLS" else []))
+            assert "the guest runs at the destination" in said
+        assert await set_in(source) == before
+        assert (await set_in(destination))[2] == before[2]
+
+
+async def test_destination_that_was_set_up_and_never_told_to_listen(
+    pair: Qemus, certificates: Path
+) -> None:
+    """Killed between the set-up and the beginning, both sides are left with all that was set."""
+    tls = ["--tls-dir", str(certificates), "--tls-hostname", "ring.test"]
+    program = (
+        "import os, signal, sys\n"
+        "from qemu_ring.migration.arrival import Arrival\n"
+        "async def expect(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Arrival.expect = expect\n"
+        "from qemu_ring.cli.main import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    async with watched(pair) as (source, destination):
+        before = [await set_in(machine) for machine in (source, destination)]
+        arguments = [pair.source, pair.destination, "--channel", "fd", *tls]
+        run(*arguments, expect=-9, program=(sys.executable, "-c", program, "migrate"))
+        assert "qemu-ring-tls" in (await set_in(destination))[2]
+        said = run(pair.source, pair.destination)
+        assert "the guest runs at the destination" in said
+        assert [await set_in(machine) for machine in (source, destination)] == before
+        for machine in (source, destination):
+            fd = {"fdname": "qemu-ring-migration"}
+            with pytest.raises(CommandError, match="not found"):
+                await machine.monitor.execute("closefd", fd)
