@@ -117,7 +117,11 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
     show_default=True,
     help="Where the guest goes on if --verify finds stale pages.",
 )
-@click.option("--recover", is_flag=True, help="Go on with a postcopy that lost its channel.")
+@click.option(
+    "--recover",
+    is_flag=True,
+    help="See a migration to its end whose controller is gone, or postcopy's channel.",
+)
 @click.option("--leave-paused", is_flag=True, help="Leave the guest paused at the destination.")
 @json_option
 def migrate(
@@ -161,14 +165,18 @@ def migrate(
     if recover:
         if destination is None:
             raise UsageError("--recover needs the DESTINATION where the guest runs")
+        if verify:
+            raise UsageError(
+                "--recover lets the guest go on as soon as it can: nothing is verified"
+            )
         named = None if options["channel"] is None else plan.channel
-        aftermath, abouts = run(_recover(source, destination, named))
+        aftermath, abouts = run(_recover(source, destination, named, plan.leave_paused))
         if as_json:
             found = asdict(aftermath) | {"guest_at": aftermath.guest_at.value}
             content = {"destination_qemu": abouts[1], "aftermath": found}
             print_json(document("recover", abouts[0], **content))
         else:
-            click.echo(f"postcopy completed; {aftermath}")
+            click.echo(f"the migration is completed; {aftermath}")
         return ExitStatus.GOOD
     with _progress() as show:
         outcome = run(_migrate(source, destination, plan, verify, show))
@@ -213,14 +221,16 @@ async def _migrate(
 
 
 async def _recover(
-    source: str, destination: str, channel: Channel | None
+    source: str, destination: str, channel: Channel | None, leave_paused: bool
 ) -> tuple[Aftermath, list[dict[str, object]]]:
     """How both sides were found when it had completed, and what they are."""
     async with (
         attached(source, "source") as first,
         attached(destination, "destination") as second,
     ):
-        aftermath = await recover_postcopy(first.machine, second.machine, channel)
+        aftermath = await recover_postcopy(
+            first.machine, second.machine, channel, leave_paused=leave_paused
+        )
         return aftermath, [first.qemu, second.qemu]
 
 

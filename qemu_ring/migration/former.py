@@ -61,11 +61,13 @@ class Former:
         capabilities: by name.
         parameters: by QMP name.
         controller: who came; None if not known.
+        running: whether the guest ran.
     """
 
     capabilities: dict[str, bool] = field(default_factory=dict)
     parameters: dict[str, object] = field(default_factory=dict)
     controller: Controller | None = None
+    running: bool = True
 
     @classmethod
     async def left(cls, monitor: Monitor) -> Former | None:
@@ -75,7 +77,8 @@ class Former:
             with suppress(TypeError, KeyError, ValueError):  # somebody else's
                 read = json.loads(str(note))
                 controller = Controller(**read["controller"])
-                return cls(read["capabilities"], read["parameters"], controller)
+                settings = read["capabilities"], read["parameters"]
+                return cls(*settings, controller, read["running"])
         # One that could leave no note.
         if (await commands.query_parameters(monitor)).get("tls-creds") == TLS_ID:
             return cls(parameters=dict(_TLS_PARAMETERS))
@@ -88,6 +91,7 @@ class Former:
             await commands.query_capabilities(monitor),
             await commands.query_parameters(monitor),
             await asyncio.to_thread(Controller.of, os.getpid()),
+            (await commands.query_status(monitor)).running,
         )
         with suppress(CommandError):
             properties = {"data": json.dumps(asdict(former))}

@@ -1,9 +1,10 @@
-"""Going on with a postcopy migration that has lost its channel, or its controller."""
+"""Going on with a migration that has lost its controller, and with postcopy without its channel."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import DeadlineError, UsageError
@@ -11,6 +12,7 @@ from qemu_ring.machine import Machine
 from qemu_ring.migration.aftermath import find_aftermath, is_in_postcopy
 from qemu_ring.migration.channel import Channel, Connection, Unix
 from qemu_ring.migration.errors import Aftermath, MigrationError, PostcopyPausedError
+from qemu_ring.migration.former import Former
 from qemu_ring.migration.shield import to_the_end
 from qemu_ring.qmp import (
     CommandError,
@@ -37,32 +39,35 @@ async def recover_postcopy(
     destination: Machine,
     channel: Channel | None = None,
     *,
+    leave_paused: bool = False,
     timeout: float = 3600.0,
 ) -> Aftermath:
-    """Go on with a postcopy migration whose controller is gone, and see it to its end.
+    """Go on with a migration whose controller is gone, and see it to its end.
 
-    One that is paused is given a new channel. One that goes on is only waited for. Neither
-    side's settings are changed: what they were before that controller came is not known.
+    One that goes on by itself is only waited for. Postcopy that is paused is given a new channel.
+    A guest that was held at the destination, to be verified, runs there as soon as it can. What
+    the controller noted of both sides' former settings is put back when it is over.
 
     Args:
-        source: which has memory that the guest needs; attached to.
-        destination: where the guest is.
+        source: the guest's, which may have memory that it needs; attached to.
+        destination: where it is, or goes to.
         channel: the new way; None for a unix socket of our own.
+        leave_paused: leave a guest paused that was held; so is one that was paused before.
         timeout: seconds until both sides have completed it.
 
     Returns:
-        how both sides were found then. A guest that was to be left paused, or to be verified,
-        is paused.
+        how both sides were found then.
 
     Raises:
+        UsageError: the controller lives.
         PostcopyPausedError: the new channel broke, too; it can be tried again.
-        MigrationError: it is no postcopy migration that has switched over, or a QEMU refused.
+        MigrationError: there is no migration without a controller, it failed, or a QEMU refused.
         DeadlineError: it is not over; it goes on.
     """
     clock = deadline(timeout)
     try:
         async with clock:
-            await _recover(source, destination, channel or Unix())
+            await _recover(source, destination, channel or Unix(), leave_paused=leave_paused)
     except TimeoutError as error:
         if not clock.expired():
             raise
@@ -93,20 +98,16 @@ async def lost_channel(source: Machine, destination: Machine | None) -> Postcopy
     )
 
 
-async def _recover(source: Machine, destination: Machine, channel: Channel) -> None:
+async def _recover(
+    source: Machine, destination: Machine, channel: Channel, *, leave_paused: bool
+) -> None:
     sides = (source, destination)
     if not channel.bidirectional:
         raise UsageError(f"postcopy needs a channel that goes both ways, not {channel.words}")
     found = await _statuses(sides)
-    known = [status for status in found if status is not _SILENT]
-    if not all(status is _COMPLETED or is_in_postcopy(status) for status in known) or (
-        not any(is_in_postcopy(status) for status in known)
-    ):
-        raise MigrationError(
-            f"there is no postcopy to recover: the source's migration is {found[0]}, "
-            f"the destination's {found[1]}",
-            aftermath=await find_aftermath(source, destination),
-        )
+    left = await _left(sides)
+    await _require_recoverable(sides, found, was_ours=any(left))
+    runs = not leave_paused and (left[0] is None or left[0].running)
     connection = channel.connect(source.monitor, destination.monitor)
     try:
         if _PAUSED in found:
@@ -114,7 +115,12 @@ async def _recover(source: Machine, destination: Machine, channel: Channel) -> N
             await reconnect(source, destination, connection)
             await _wait_reconnected(source)
             connection.established()
-        await _wait_completed(sides)
+        elif found[0] is MigrationStatus.PRE_SWITCHOVER:
+            await commands.migrate_continue(source.monitor, MigrationStatus.PRE_SWITCHOVER)
+        await _wait_completed(sides, runs=runs and any(left))
+        for machine, former in zip(sides, left, strict=True):
+            if former is not None:
+                await to_the_end(former.put_back(machine.monitor))
     except QmpError as error:
         aftermath = await find_aftermath(source, destination)
         raise MigrationError(
@@ -123,6 +129,46 @@ async def _recover(source: Machine, destination: Machine, channel: Channel) -> N
     finally:
         await to_the_end(connection.abandon())
         connection.close(completed=False)
+
+
+async def _left(sides: tuple[Machine, Machine]) -> list[Former | None]:
+    """What the controller that is gone has noted; nothing of a side that does not answer.
+
+    Raises:
+        UsageError: it is not gone.
+    """
+    left: list[Former | None] = []
+    for machine, role in zip(sides, ("source", "destination"), strict=True):
+        former = None
+        with suppress(CommandTimeoutError):
+            former = await Former.left(machine.monitor)
+        if former is not None:
+            former.require_left(f"the {role}")
+        left.append(former)
+    return left
+
+
+async def _require_recoverable(
+    sides: tuple[Machine, Machine], found: list[MigrationStatus], *, was_ours: bool
+) -> None:
+    """Check that there is a migration that somebody has to see to its end.
+
+    Precopy without a note is another controller's, or is over as it should be.
+
+    Raises:
+        MigrationError: there is none.
+    """
+    known = [status for status in found if status is not _SILENT]
+    if any(is_in_postcopy(status) for status in known):
+        if all(status is _COMPLETED or is_in_postcopy(status) for status in known):
+            return
+    elif was_ours and (found[0] is _COMPLETED or found[0].is_active):
+        return
+    raise MigrationError(
+        f"there is no migration to recover: the source's is {found[0]}, "
+        f"the destination's {found[1]}",
+        aftermath=await find_aftermath(*sides),
+    )
 
 
 async def _wait_reconnected(source: Machine) -> None:
@@ -136,14 +182,31 @@ async def _wait_reconnected(source: Machine) -> None:
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _wait_completed(sides: tuple[Machine, Machine]) -> None:
-    while (found := await _statuses(sides)) != [_COMPLETED, _COMPLETED]:
+async def _wait_completed(sides: tuple[Machine, Machine], *, runs: bool) -> None:
+    """Wait until both sides call it completed, and let a guest run that is held meanwhile."""
+    while True:
+        found = await _statuses(sides)
+        if runs and all(one is _COMPLETED or is_in_postcopy(one) for one in found):
+            runs = not await _let_run(sides[1])
+        if found == [_COMPLETED, _COMPLETED]:
+            return
         if _PAUSED in found:
             raise await lost_channel(*sides)
-        if MigrationStatus.FAILED in found:
+        if MigrationStatus.FAILED in found or MigrationStatus.CANCELLED in found:
             aftermath = await find_aftermath(*sides)
             raise MigrationError("the migration failed", aftermath=aftermath)
         await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _let_run(destination: Machine) -> bool:
+    """Let a guest run that is held; whether it runs. One that cannot run yet is not told to."""
+    with suppress(CommandTimeoutError):  # its main loop waits for a page
+        status = await commands.query_status(destination.monitor)
+        if status.status == "paused":
+            await commands.cont(destination.monitor)
+            return True
+        return status.running
+    return False
 
 
 async def _statuses(sides: tuple[Machine, Machine]) -> list[MigrationStatus]:

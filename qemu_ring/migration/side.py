@@ -56,10 +56,10 @@ class Side:
         if info.is_active:
             raise UsageError(f"the {self.role} migrates already: {info.status}")
         if state in ("inmigrate", "postmigrate"):
-            raise UsageError(
-                f"the {self.role} cannot migrate, it is in state {state}",
-                hint="name the running guest first, then the one that waits",
-            )
+            hint = "name the running guest first, then the one that waits"
+            if await Former.left(self.monitor) is not None:
+                hint = "its controller is gone: see it to its end with --recover"
+            raise UsageError(f"the {self.role} cannot migrate, it is in state {state}", hint=hint)
         if info.blocked_reasons:
             raise QemuUnsuitableError(
                 f"the {self.role} cannot migrate: {'; '.join(info.blocked_reasons)}"

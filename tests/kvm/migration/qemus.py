@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qemu_ring.guest import Pattern, Region, Stream, Workload, image_bytes
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 
 __all__ = ["Qemus"]
 
@@ -40,16 +40,17 @@ class Qemus:
         *,
         memory_folder: Path | None = None,
         named: bool = False,
-        through: Sequence[str] = (),
         extra: Sequence[str] = (),
         extra_twin: Sequence[str] = (),
+        accelerator: str = "kvm",
+        through: Sequence[str] = (),
     ) -> None:
         self.source, self.destination = str(folder / "source.qmp"), str(folder / "twin.qmp")
         region = Region("ram", 8 * MIB, 32 * MIB)
         span = Workload((region,), (Stream(),)).span("ram")
         workload = Workload((region,), (Stream(Pattern.LOOP, span, pages_per_second=4000),))
         (folder / "firmware").write_bytes(image_bytes())
-        common = ["-accel", "kvm", "-machine", "pc,memory-backend=ram", "-m", f"size={RAM}B"]
+        common = ["-accel", accelerator, "-machine", "pc,memory-backend=ram", "-m", f"size={RAM}B"]
         common += ["-nodefaults", "-display", "none", "-bios", str(folder / "firmware")]
         common += extra
         for name, content in workload.fw_cfg(1_000_000_000).items():
@@ -66,7 +67,7 @@ class Qemus:
     def renew_twin(self) -> None:
         """End the twin, and start it anew."""
         self.processes[1].kill()
-        self.processes[1].wait(timeout=10)
+        self.processes[1].wait(timeout=DEADLINE)
         for path in (self.destination, self.watches[1]):
             Path(path).unlink()
         self.processes[1] = self._start("twin", self._twin)
@@ -104,7 +105,7 @@ class Qemus:
     def stop(self) -> None:
         for process in self.processes:
             process.kill()
-            process.wait(timeout=10)
+            process.wait(timeout=DEADLINE)
         if self._named:
             for name in ("source", "twin"):
                 self._memory(name).unlink(missing_ok=True)

@@ -31,7 +31,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def pair(tmp_path: Path, binary: Path) -> Iterator[Qemus]:
     """A guest and a twin that waits, with memory that postcopy can do with."""
-    started = Qemus(tmp_path, binary, memory_folder=Path("/dev/shm"))
+    started = Qemus(tmp_path, binary, memory_folder=Path("/dev/shm"), named=True)
     yield started
     started.stop()
 
@@ -137,3 +137,75 @@ async def test_destination_that_was_set_up_and_never_told_to_listen(
             fd = {"fdname": "qemu-ring-migration"}
             with pytest.raises(CommandError, match="not found"):
                 await machine.monitor.execute("closefd", fd)
+
+
+KILL_WHEN_COMPARED = """
+import os, signal, sys
+from qemu_ring.migration import ending
+async def compare(_): os.kill(os.getpid(), signal.SIGKILL)
+ending.compare = compare
+from qemu_ring.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("leave_paused", [False, True], ids=["runs", "stays paused"])
+@pytest.mark.parametrize("kind", ["precopy", "postcopy"])
+async def test_killed_while_memory_is_compared(pair: Qemus, kind: str, leave_paused: bool) -> None:
+    """The guest stands still on both sides; it has all of its memory at the destination."""
+    async with watched(pair) as (source, destination):
+        before = [await set_in(machine) for machine in (source, destination)]
+        arguments = [pair.source, pair.destination, "--verify", "--kind", kind]
+        program = (sys.executable, "-c", KILL_WHEN_COMPARED, "migrate")
+        run(*arguments, expect=-9, program=program)
+        states = [
+            (await commands.query_status(one.monitor)).status for one in (source, destination)
+        ]
+        assert states == ["postmigrate", "paused"]
+        said = run(pair.source, pair.destination, expect=2)
+        assert "its controller is gone: see it to its end with --recover" in said
+        paused = ["--leave-paused"] if leave_paused else []
+        said = run(pair.source, pair.destination, "--recover", *paused)
+        where = "does not run" if leave_paused else "runs at the destination"
+        assert f"the migration is completed; the guest {where}" in said
+        assert (await commands.query_status(destination.monitor)).running != leave_paused
+        assert [await set_in(machine) for machine in (source, destination)] == before
+        said = run(pair.source, pair.destination, "--recover", expect=4)
+        assert "there is no migration to recover" in said
+
+
+async def test_killed_before_memory_is_compared(pair: Qemus) -> None:
+    """The migration goes on by itself, and so does the guest when somebody sees it to its end."""
+    async with watched(pair) as (source, destination):
+        before = [await set_in(machine) for machine in (source, destination)]
+        slow = ["--max-bandwidth", "8M", "--downtime-limit", "0.001"]
+        await kill_when_active(source, pair.source, pair.destination, "--verify", *slow)
+        await commands.set_parameters(source.monitor, max_bandwidth=1 << 40, downtime_limit=2000)
+        said = run(pair.source, pair.destination, "--recover")
+        assert "the migration is completed; the guest runs at the destination" in said
+        assert (await commands.query_status(destination.monitor)).running
+        assert [await set_in(machine) for machine in (source, destination)] == before
+
+
+async def test_guest_that_was_paused_stays_so(pair: Qemus) -> None:
+    async with watched(pair) as (source, destination):
+        await commands.stop(source.monitor)
+        program = (sys.executable, "-c", KILL_WHEN_COMPARED, "migrate")
+        run(pair.source, pair.destination, "--verify", expect=-9, program=program)
+        said = run(pair.source, pair.destination, "--recover")
+        assert "the migration is completed; the guest does not run" in said
+        assert (await commands.query_status(destination.monitor)).status == "paused"
+
+
+async def test_migration_of_somebody_else_is_left_alone(pair: Qemus) -> None:
+    """Without a note of ours, who migrates lets the guest run when it is to."""
+    async with watched(pair) as (source, destination):
+        await commands.stop(destination.monitor)
+        uri = f"unix:{pair.destination}.migration"
+        await commands.migrate_incoming(destination.monitor, uri)
+        await commands.migrate(source.monitor, uri)
+        await until_status(destination, MigrationStatus.COMPLETED)
+        await until_status(source, MigrationStatus.COMPLETED)
+        said = run(pair.source, pair.destination, "--recover", expect=4)
+        assert "there is no migration to recover" in said
+        assert (await commands.query_status(destination.monitor)).status == "paused"

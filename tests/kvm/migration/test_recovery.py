@@ -116,7 +116,9 @@ async def test_nothing_to_recover(qemus: Qemus) -> None:
         await Machine.attach(qemus.source) as source,
         await Machine.attach(qemus.destination) as destination,
     ):
-        with pytest.raises(MigrationError, match=r"no postcopy to recover.*is none.*'s none") as no:
+        with pytest.raises(
+            MigrationError, match=r"no migration to recover.*is none.*'s none"
+        ) as no:
             await recover_postcopy(source, destination)
         assert no.value.aftermath is not None
         assert no.value.aftermath.guest_at is GuestAt.SOURCE
@@ -170,5 +172,5 @@ async def test_recovered_by_the_command(qemus: Qemus) -> None:
     )
     out, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0, err
-    assert out.decode().startswith("postcopy completed; the guest runs at the destination")
+    assert out.decode().startswith("the migration is completed; the guest runs at the destination")
     qemus.assert_alive()

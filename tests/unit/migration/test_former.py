@@ -47,7 +47,7 @@ def with_objects(fake: FakeQemu) -> dict[str, Any]:
 
 
 def note(controller: Controller, **former: object) -> dict[str, object]:
-    return {"data": json.dumps({"controller": asdict(controller), **former})}
+    return {"data": json.dumps({"controller": asdict(controller), "running": True, **former})}
 
 
 GONE = replace(Controller.of(os.getpid()), process=1, began=1)
