@@ -71,12 +71,14 @@ def begin(*arguments: str) -> subprocess.Popen[bytes]:
 async def kill_when_active(source: Machine, *arguments: str) -> None:
     """Run the command until its migration is under way, and kill it."""
     process = begin(*arguments)
+    ended = None
     try:
         await until_status(source, MigrationStatus.ACTIVE)
     finally:
+        ended = process.poll()
         process.kill()
         _, said = process.communicate(timeout=SECONDS)
-    assert said == b""
+        assert (ended, said) == (None, b"")
 
 
 def run(*arguments: str, expect: int = 0, program: Sequence[str] = MIGRATE) -> str:
