@@ -9,7 +9,7 @@ from pathlib import Path
 from qemu_ring.errors import UsageError
 from qemu_ring.qmp import Monitor, QmpError, commands
 
-__all__ = ["PassedFiles", "open_file"]
+__all__ = ["PassedFiles", "open_file", "remove_left_files"]
 
 _OPAQUE = "qemu-ring-migration"
 
@@ -32,7 +32,7 @@ class PassedFiles:
             UsageError: it cannot be opened.
             QmpError: as in `Monitor.add_fd`.
         """
-        await _remove_left(monitor)
+        await remove_left_files(monitor)
         number = await self._add(monitor, path, flags, None)
         if await _knows_direct_io(monitor):
             # QEMU looks for one of the same mode. A file system without it has it refused there.
@@ -70,7 +70,7 @@ def open_file(path: Path, flags: int) -> int:
         raise UsageError(f"{path} cannot be opened: {error.strerror}") from error
 
 
-async def _remove_left(monitor: Monitor) -> None:
+async def remove_left_files(monitor: Monitor) -> None:
     """Remove what a controller that was killed has left there; no other can be at work."""
     for one in await commands.query_fdsets(monitor):
         if any(entry.opaque == _OPAQUE for entry in one.fds):

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from qemu_ring.errors import UsageError
+from qemu_ring.migration.fdset import remove_left_files
 from qemu_ring.migration.given import take_back_fds
 from qemu_ring.qmp import CommandError, Monitor, commands
 
@@ -124,6 +125,8 @@ class Former:
         with suppress(CommandError):
             await commands.object_del(monitor, TLS_ID)
         await take_back_fds(monitor)
+        with suppress(CommandError):
+            await remove_left_files(monitor)
         await self.forget(monitor)
 
 

@@ -144,7 +144,7 @@ class FakeQemu:
                 return {"status": self.state, "running": self.state == "running"}
             case "query-migrate":
                 return self.migration
-            case "query-named-block-nodes":
+            case "query-named-block-nodes" | "query-fdsets":
                 return []
         return {}
 
