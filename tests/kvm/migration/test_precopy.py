@@ -40,7 +40,6 @@ pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
 SLOW = MIB  # bytes a second, at which the first pass takes long
-PATIENT = 3600.0
 
 
 async def settings(machine: Machine) -> tuple[dict[str, bool], dict[str, object]]:
@@ -324,18 +323,13 @@ async def test_killed_source(start_pair: StartPair) -> None:
             "dirty-limit",
         ),
         (
-            MigrationPlan(downtime_limit=PATIENT),
-            UsageError,
-            "the source refuses it: .*downtime",
-        ),
-        (
             MigrationPlan(multifd=Multifd(compression="qpl"), channel=Tcp()),
             QemuUnsuitableError,
             "no .* qpl, only",
         ),
         (MigrationPlan(kind=CprReboot(), channel=File(Path("/x"))), QemuUnsuitableError, "no"),
     ],
-    ids=["multifd+xbzrle", "dirty-limit", "downtime", "compression", "cpr"],
+    ids=["multifd+xbzrle", "dirty-limit", "compression", "cpr"],
 )
 async def test_refused_and_reset(
     start_pair: StartPair,
