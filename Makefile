@@ -17,7 +17,7 @@ scripts := tools/setup .ci/run
 pytest := $(python) -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-full prove lint unit check-series format firmware wheel clean
+.PHONY: help setup test test-full prove lint types coverage unit check-series format firmware wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -35,11 +35,22 @@ prove: ## is this machine's QEMU losing dirty memory? succeeds with either answe
 	@tools/setup prove
 	@.venv/bin/qemu-ring prove --qemu "$(QEMU)" $(ARGS) || { status=$$?; [ $$status -eq 1 ] || exit $$status; }
 
-lint: setup ## ruff, mypy, and shellcheck where it is installed
+lint: setup ## ruff, import rules, mypy, and shellcheck where it is installed
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
-	$(python) -m mypy --explicit-package-bases $(sources)
+	.venv/bin/lint-imports --no-cache
+	@$(MAKE) --no-print-directory types
 	@! command -v shellcheck >/dev/null || shellcheck $(scripts)
+
+types: setup ## mypy
+	$(python) -m mypy --explicit-package-bases $(sources)
+
+# The workers' figures are joined whether or not a test failed.
+coverage: setup ## what the tests of `make test` go through, lines and branches: htmlcov/index.html
+	$(python) -m coverage erase
+	status=0; $(subst -m pytest,-m coverage run -m pytest,$(pytest)) $(PYTEST_ARGS) || status=$$?; \
+	$(python) -m coverage combine --quiet && $(python) -m coverage html --quiet && \
+	$(python) -m coverage report --skip-covered --sort=cover && exit $$status
 
 unit: setup ## the tests that start no QEMU
 	$(pytest) tests/unit $(PYTEST_ARGS)
@@ -60,5 +71,5 @@ wheel: setup ## build a wheel into dist/
 	$(python) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what make made, .venv too
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.*' -prune -exec rm -rf {} +
