@@ -29,6 +29,8 @@ CONFIGURE = (
     "--enable-trace-backends=log",
     "--enable-gnutls",  # migration over TLS
     "--enable-zstd",  # a compression of multifd
+    "--enable-vhost-net",  # devices of guests as they are met, whose writes are logged elsewhere
+    "--enable-vhost-user",
     "--disable-docs",
     "--disable-werror",
     "--disable-download",
