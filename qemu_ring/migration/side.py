@@ -117,7 +117,7 @@ class Side:
         except CommandError as error:
             raise QemuUnsuitableError(
                 f"the {self.role} refuses it: {error.description}",
-                hint="leave out one of the two, or use another QEMU",
+                hint=_what_it_lacks(error.description, states),
             ) from error
 
     async def set_parameters(self, parameters: dict[str, object]) -> None:
@@ -241,3 +241,15 @@ async def require_support(sides: list[tuple[Side, Settings]]) -> None:
             missing.append(f"the {side.role} (QEMU {version}) has {', '.join(lacks)}")
     if missing:
         raise QemuUnsuitableError("; ".join(missing), hint=_LEAVE_OUT)
+
+
+def _what_it_lacks(refusal: str, states: dict[str, bool]) -> str:
+    """What to do about capabilities that QEMU refuses."""
+    if states.get("postcopy-ram") and "Postcopy is not supported" in refusal:
+        # QEMU before 8.1 says what it lacks to its standard error alone.
+        return (
+            "QEMU's own output says what it lacks: as a rule the right to userfaultfd (sysctl "
+            "vm.unprivileged_userfaultfd=1), files of memory on tmpfs or hugetlbfs, or a "
+            "vhost-user back end that knows postcopy"
+        )
+    return "leave out one of the two, or use another QEMU"
