@@ -87,12 +87,6 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
-def listens(path: Path) -> bool:
-    """Whether somebody listens there; a socket is there a moment before that. Connects to none."""
-    sockets = Path("/proc/net/unix").read_text().splitlines()
-    return any(line.endswith(f" {path}") and " 00010000 " in line for line in sockets)
-
-
 def memory_of(pid: int, name: str) -> int:
     """Open the file that backs a piece of a QEMU's guest memory."""
     for link in Path(f"/proc/{pid}/fd").iterdir():

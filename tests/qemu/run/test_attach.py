@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import pwd
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +19,10 @@ from qemu_ring.errors import QemuRingError
 from qemu_ring.machine import Machine
 from qemu_ring.migration import HeldPrecopy
 from qemu_ring.qmp import CommandError, commands
+from tests.qemu.libvirt import Libvirt, listens, running_libvirt
 from tests.waiting import wait_until
 
-from .conftest import is_running, listens
+from .conftest import is_running
 
 pytestmark = pytest.mark.qemu
 
@@ -166,6 +164,7 @@ async def test_it_can_be_migrated_and_neither_side_is_ended(foreign: Foreign, tw
     assert '"quit"' not in foreign.told()
 
 
+SECOND = "second.qmp"
 DOMAIN = """
 <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>theirs</name>
@@ -185,73 +184,23 @@ DOMAIN = """
 """
 
 
-@dataclass
-class Libvirt:
-    """A libvirt daemon of this test's own, and the domain that it manages."""
-
-    socket: Path
-    prefix: list[str]
-    environment: dict[str, str]
-
-    def virsh(self, *words: str) -> str:
-        done = subprocess.run(
-            [*self.prefix, "virsh", "-q", "-c", "qemu:///session", *words],
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-
 @pytest.fixture
 def libvirt(qemu_path: Path) -> Iterator[Libvirt]:
-    """libvirtd in a private directory; as another user if we are root, whose session it has not."""
-    daemon = shutil.which("libvirtd", path=f"{os.environ['PATH']}:/usr/sbin")
-    if daemon is None or shutil.which("virsh") is None:
-        pytest.skip("libvirt is not installed (libvirt-daemon-driver-qemu, libvirt-clients)")
-    prefix = []
+    """With a domain, whose second monitor is for us."""
     with tempfile.TemporaryDirectory(prefix="qemu-ring-libvirt-") as name:
         home = Path(name)
-        if os.getuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(home, nobody.pw_uid, nobody.pw_gid)
-            prefix = ["setpriv", "--reuid=nobody", "--clear-groups", f"--regid={nobody.pw_gid}"]
-        config = home / "config/libvirt"
-        config.mkdir(parents=True)
-        # Otherwise it starts virtlogd, which goes on for two minutes.
-        (config / "qemu.conf").write_text('stdio_handler = "file"\n')
-        for directory in (config.parent, config):
-            shutil.copystat(home, directory)
-            os.chown(directory, home.stat().st_uid, home.stat().st_gid)
-        environment = {
-            **os.environ,
-            "HOME": name,
-            "XDG_RUNTIME_DIR": name,
-            "XDG_CONFIG_HOME": str(home / "config"),
-            "XDG_CACHE_HOME": str(home / "cache"),
-        }
-        found = Libvirt(home / "second.qmp", prefix, environment)
-        domain = home / "domain.xml"
-        domain.write_text(DOMAIN.format(qemu=qemu_path, socket=found.socket))
-        with (
-            (home / "log").open("wb") as log,
-            subprocess.Popen([*prefix, daemon], env=environment, stdout=log, stderr=log) as process,
-        ):
+        with running_libvirt(home) as found:
+            domain = home / "domain.xml"
+            domain.write_text(DOMAIN.format(qemu=qemu_path, socket=home / SECOND))
+            found.virsh("create", str(domain))
             try:
-                wait_until(lambda: listens(home / "libvirt/libvirt-sock"), "libvirtd listens")
-                found.virsh("create", str(domain))
-                try:
-                    yield found
-                finally:
-                    found.virsh("destroy", "theirs")
+                yield found
             finally:
-                process.terminate()
+                found.virsh("destroy", "theirs")
 
 
 async def test_domain_of_libvirt_is_looked_at_and_stays(libvirt: Libvirt) -> None:
-    async with await Machine.attach(libvirt.socket, name="theirs") as machine:
+    async with await Machine.attach(libvirt.home / SECOND, name="theirs") as machine:
         assert (await commands.query_status(machine.monitor)).running
         names = {device.label for device in await commands.query_chardev(machine.monitor)}
         assert "charmonitor" in names  # libvirt's own monitor, beside ours
@@ -262,6 +211,6 @@ async def test_domain_of_libvirt_is_looked_at_and_stays(libvirt: Libvirt) -> Non
         assert not (await commands.query_status(machine.monitor)).running
         await asyncio.to_thread(libvirt.virsh, "resume", "theirs")
     with pytest.raises(QemuRingError, match="ours"):
-        async with await Machine.attach(libvirt.socket):
+        async with await Machine.attach(libvirt.home / SECOND):
             raise QemuRingError("ours")
     assert await asyncio.to_thread(libvirt.virsh, "domstate", "theirs") == "running"
