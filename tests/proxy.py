@@ -55,6 +55,7 @@ class Proxy:
     Attributes:
         address: where to connect to.
         delay: seconds by which what QEMU sends comes late.
+        edit: changes each line that QEMU sends.
         opening: begins each session; what follows is passed on.
         sessions: how many have begun.
     """
@@ -63,6 +64,7 @@ class Proxy:
     address: Path | tuple[str, int]
     delay: float = 0.0
     opening: Opening = _as_qemu_does
+    edit: Callable[[bytes], bytes] | None = None
     sessions: int = 0
     _server: asyncio.AbstractServer | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -123,7 +125,10 @@ class Proxy:
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, late: bool
     ) -> None:
-        while data := await reader.read(1 << 16):
+        by_line = late and self.edit is not None
+        while data := await (reader.readline() if by_line else reader.read(1 << 16)):
+            if by_line and self.edit is not None:
+                data = self.edit(data)
             if late and self.delay:
                 await asyncio.sleep(self.delay)
             writer.write(data)

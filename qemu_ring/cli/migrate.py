@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from qemu_ring.migration import (
 )
 from qemu_ring.migration.blocks import opened_blocks
 from qemu_ring.qmp import commands
+from qemu_ring.verify import Block
 
 __all__ = ["migrate"]
 
@@ -183,7 +184,7 @@ def migrate(
     if as_json:
         print_json(document("migrate", outcome.source, **outcome.rest, **outcome.result.as_dict()))
     else:
-        _print(outcome.result)
+        _print(outcome.result, outcome.not_compared)
     comparison = outcome.result.comparison
     return ExitStatus.GOOD if comparison is None or comparison.equal else ExitStatus.BAD
 
@@ -193,6 +194,7 @@ class _Outcome:
     result: MigrationResult
     source: dict[str, object]
     rest: dict[str, object]
+    not_compared: tuple[str, ...] = ()
 
 
 async def _migrate(
@@ -208,16 +210,20 @@ async def _migrate(
             sides.append(await stack.enter_async_context(attached(destination, "destination")))
         machines = [side.machine for side in sides]
         await _require_idle(machines[0])
-        blocks = []
+        blocks: list[Block] = []
+        left_out: tuple[str, ...] = ()
         if verify:
             processes = [side.process for side in sides]
             opened = opened_blocks(machines[0], machines[1], processes=processes)
-            blocks = await stack.enter_async_context(opened)
+            found = await stack.enter_async_context(opened)
+            blocks, left_out = found.blocks, found.left_out
         second = machines[1] if len(machines) > 1 else None
         async with Migration(machines[0], second, plan, verify=blocks, on_sample=show) as migration:
             result = await migration.complete()
-    rest: dict[str, object] = {"destination_qemu": sides[1].qemu} if second is not None else {}
-    return _Outcome(result, sides[0].qemu, rest)
+    rest: dict[str, object] = {}
+    if second is not None:
+        rest = {"destination_qemu": sides[1].qemu, "not_compared": left_out}
+    return _Outcome(result, sides[0].qemu, rest, left_out)
 
 
 async def _recover(
@@ -288,7 +294,7 @@ def _ms(seconds: float | None) -> str:
     return "unknown" if seconds is None else f"{seconds * 1000:,.0f} ms"
 
 
-def _print(result: MigrationResult) -> None:
+def _print(result: MigrationResult, not_compared: Sequence[str]) -> None:
     console = Console(highlight=False)
     console.print(
         f"{result.kind} over {result.channel}: {result.status} in {result.seconds:.2f} s, "
@@ -311,6 +317,11 @@ def _print(result: MigrationResult) -> None:
         )
         for page in result.comparison.excused:
             console.print(f"not counted: page {page.page:,} of {page.block}: {page.reason}")
+    if not_compared:
+        console.print(
+            f"not compared, as this QEMU does not tell where it is: {', '.join(not_compared)}",
+            soft_wrap=True,
+        )
     if result.problem:
         console.print(result.problem, soft_wrap=True)
     _print_iterations(console, result)

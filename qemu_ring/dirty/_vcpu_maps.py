@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from qemu_ring.machine.mappings import mappings
+
 __all__ = ["mapped_ring_entries"]
 
 _VCPU: Final = "anon_inode:kvm-vcpu"
@@ -34,18 +36,11 @@ def mapped_ring_entries(
         host, or another's than the guest's, or this user may not look at it.
     """
     try:
-        lines = (proc / str(thread_id) / "maps").read_text(errors="replace").splitlines()
+        mapped = mappings(thread_id, proc)
     except OSError:
         return None
-    is_the_guest = is_kvm = False
-    entries = 0
-    for line in lines:
-        # address range, permissions, offset, device, inode, name
-        where, _, offset, _, _, *name = line.split(maxsplit=5)
-        start, end = (int(part, 16) for part in where.split("-"))
-        is_the_guest |= start <= guest_memory < end
-        if name and name[0].startswith(_VCPU):
-            is_kvm = True
-            if int(offset, 16) == _RING_OFFSET:
-                entries = (end - start) // _ENTRY_BYTES
-    return entries if is_the_guest and is_kvm else None
+    is_the_guest = any(one.start <= guest_memory < one.end for one in mapped)
+    vcpus = [one for one in mapped if one.name.startswith(_VCPU)]
+    rings = [one for one in vcpus if one.offset == _RING_OFFSET]
+    entries = (rings[-1].end - rings[-1].start) // _ENTRY_BYTES if rings else 0
+    return entries if is_the_guest and vcpus else None

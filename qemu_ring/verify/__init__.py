@@ -1,5 +1,6 @@
 """Is guest memory equal, byte for byte, and which pages are not."""
 
+from qemu_ring.verify._memory import Memory, ProcessMemory
 from qemu_ring.verify.comparison import (
     Block,
     Comparison,
@@ -15,6 +16,8 @@ __all__ = [
     "Comparison",
     "ComparisonCancelledError",
     "ExcusedPage",
+    "Memory",
+    "ProcessMemory",
     "StalePage",
     "VerifyError",
     "compare",

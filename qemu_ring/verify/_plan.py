@@ -1,4 +1,4 @@
-"""Which parts of two files to compare, and how.
+"""Which parts of two memories to compare, and how.
 
 Reading a hole of a tmpfs file or memfd through a mapping allocates a page for it, so a guest that
 was never filled would be by comparing it. Holes are therefore asked for first.
@@ -12,8 +12,12 @@ import os
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from qemu_ring.verify._memory import ProcessMemory
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from qemu_ring.verify._memory import Memory
 
 __all__ = ["MAP_BYTES", "READ_BYTES", "How", "Piece", "plan"]
 
@@ -76,8 +80,8 @@ class _Extents:
             raise
 
 
-def plan(source_fd: int, destination_fd: int, size: int, page_size: int) -> Iterator[Piece]:
-    """Cut the first `size` bytes of two files into pieces, in ascending order and without gaps.
+def plan(one: Memory, other: Memory, size: int, page_size: int) -> Iterator[Piece]:
+    """Cut the first `size` bytes of two memories into pieces, in ascending order and without gaps.
 
     Moves the file offsets. Every piece begins and ends on a multiple of `page_size`, which must be
     a power of two no larger than READ_BYTES.
@@ -85,6 +89,11 @@ def plan(source_fd: int, destination_fd: int, size: int, page_size: int) -> Iter
     Raises:
         OSError: a file cannot be asked for its holes.
     """
+    if isinstance(one, ProcessMemory) or isinstance(other, ProcessMemory):
+        for offset in range(0, size, READ_BYTES):
+            yield Piece(How.READ, offset, min(READ_BYTES, size - offset))
+        return
+    source_fd, destination_fd = one, other
     source, destination = _Extents(source_fd, size), _Extents(destination_fd, size)
     align = max(page_size, mmap.PAGESIZE)
     # hugetlbfs reports holes as data, and takes only mappings aligned to its own page size.

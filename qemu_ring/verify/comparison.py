@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from qemu_ring.verify._kvmclock import KVMCLOCK, is_newer_clock
-from qemu_ring.verify._memory import Buffer, mapped, same
+from qemu_ring.verify._memory import Buffer, Memory, ProcessMemory, mapped, same
 from qemu_ring.verify._plan import READ_BYTES, How, Piece, plan
 from qemu_ring.verify.errors import ComparisonCancelledError, VerifyError
 
@@ -39,14 +39,15 @@ class Block:
 
     Args:
         name: the block's name, as it is to stand in the result.
-        source_fd: readable descriptor of the file behind the source's block.
-        destination_fd: the same of the destination.
-        size: bytes to compare, from the start of each file.
+        source: readable descriptor of the file behind the source's block, or its place in the
+            QEMU's memory.
+        destination: the same of the destination.
+        size: bytes to compare, from the start of each.
     """
 
     name: str
-    source_fd: int
-    destination_fd: int
+    source: Memory
+    destination: Memory
     size: int
 
 
@@ -194,9 +195,7 @@ class _Run:
     def _plan(self) -> Iterator[tuple[int, Piece]]:
         for index, block in enumerate(self._blocks):
             with _reading(block):
-                for piece in plan(
-                    block.source_fd, block.destination_fd, block.size, self._page_size
-                ):
+                for piece in plan(block.source, block.destination, block.size, self._page_size):
                     yield index, piece
 
     def _work(self) -> _Tally:
@@ -209,14 +208,16 @@ class _Run:
             block, where = self._blocks[index], (piece.offset, piece.length)
             with _reading(block):
                 if piece.how is How.MAP:
+                    assert isinstance(block.source, int)
+                    assert isinstance(block.destination, int)
                     with (
-                        mapped(block.source_fd, *where) as source,
-                        mapped(block.destination_fd, *where) as destination,
+                        mapped(block.source, *where) as source,
+                        mapped(block.destination, *where) as destination,
                     ):
                         self._check(index, piece, source, destination, tally)
                 elif piece.how is How.READ:
-                    left.fill(block.source_fd, *where)
-                    right.fill(block.destination_fd, *where)
+                    left.fill(block.source, *where)
+                    right.fill(block.destination, *where)
                     self._check(index, piece, left.address, right.address, tally)
             self._finish(piece)
         return tally
@@ -348,23 +349,30 @@ def _check_block(block: Block, page_size: int) -> None:
         raise VerifyError(
             f"block {block.name}: size {block.size} is not a multiple of the page size {page_size}"
         )
+    if block.source == block.destination:
+        raise VerifyError(f"block {block.name}: source and destination are the same memory")
     with _reading(block):
-        source, destination = os.fstat(block.source_fd), os.fstat(block.destination_fd)
-    if not (stat.S_ISREG(source.st_mode) and stat.S_ISREG(destination.st_mode)):
+        files = [
+            os.fstat(memory)
+            for memory in (block.source, block.destination)
+            if not isinstance(memory, ProcessMemory)
+        ]
+    if not all(stat.S_ISREG(file.st_mode) for file in files):
         raise VerifyError(f"block {block.name}: its memory is not a file on both sides")
-    if os.path.samestat(source, destination):
+    if len(files) == 2 and os.path.samestat(*files):
         raise VerifyError(
             f"block {block.name}: source and destination are the same file",
             hint="give each guest a memory backend of its own",
         )
-    if source.st_size != destination.st_size:
+    sizes = [file.st_size for file in files]
+    if len(set(sizes)) > 1:
         raise VerifyError(
-            f"block {block.name}: the source's file has {source.st_size} bytes, "
-            f"the destination's {destination.st_size}"
+            f"block {block.name}: the source's file has {sizes[0]} bytes, "
+            f"the destination's {sizes[1]}"
         )
-    if source.st_size < block.size:
+    if sizes and sizes[0] < block.size:
         raise VerifyError(
-            f"block {block.name}: size is {block.size} bytes, its files have {source.st_size}"
+            f"block {block.name}: size is {block.size} bytes, its files have {sizes[0]}"
         )
 
 

@@ -38,6 +38,7 @@ class Qemus:
         folder: Path,
         binary: Path,
         *,
+        memory: str = "",
         memory_folder: Path | None = None,
         named: bool = False,
         extra: Sequence[str] = (),
@@ -59,6 +60,7 @@ class Qemus:
             common += ["-fw_cfg", f"name={name},file={path}"]
         self.watches = (str(folder / "source.watch"), str(folder / "twin.watch"))
         self._folder, self._memory_folder, self._named = folder, memory_folder, named
+        self._kind = memory or "memory-backend-file,share=on,mem-path={path}"
         self._line = [*through, str(binary), *common]
         self._twin = ["-incoming", "defer", *extra_twin]
         self.processes = [self._start("source", []), self._start("twin", self._twin)]
@@ -74,8 +76,8 @@ class Qemus:
         self._wait(self.destination, self.watches[1])
 
     def _start(self, name: str, more: Sequence[str]) -> subprocess.Popen[bytes]:
-        path = self._memory(name)
-        memory = f"memory-backend-file,id=ram,share=on,size={RAM}B,mem-path={path}"
+        kind = self._kind.format(path=self._memory(name), folder=self._folder, name=name)
+        memory = f"{kind},id=ram,size={RAM}B"
         monitors = [
             argument
             for kind in ("qmp", "watch")

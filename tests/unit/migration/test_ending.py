@@ -244,7 +244,7 @@ async def test_memory_that_cannot_be_compared_is_told_before_it_begins(
     (tmp_path / "short").write_bytes(b"")
     path = {"a directory": tmp_path, "a short file": tmp_path / "short"}.get(which)
     fd = os.open(path or tmp_path / "one", os.O_RDONLY)
-    bad = Block("ram", block.source_fd, fd, SIZE)
+    bad = Block("ram", block.source, fd, SIZE)
     words = {"a directory": "at the destination is no file", "a short file": "has 0 bytes"}
     try:
         with pytest.raises(UsageError, match=words.get(which, "both sides have the same file")):

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import pytest
 
+from qemu_ring.verify import Memory
+
 
 class MakeMemory(Protocol):
     """Makes a file of a size, with data at some offsets and holes elsewhere."""
@@ -34,3 +36,9 @@ def make_memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make
     yield make
     for fd in opened:
         os.close(fd)
+
+
+def fd_of(memory: Memory) -> int:
+    """The descriptor that it is."""
+    assert isinstance(memory, int)
+    return memory

@@ -21,6 +21,7 @@ from qemu_ring.verify import (
     compare_blocks,
 )
 from qemu_ring.verify._plan import MAP_BYTES, READ_BYTES
+from tests.unit.verify.conftest import fd_of
 
 if TYPE_CHECKING:
     from tests.unit.verify.conftest import MakeMemory
@@ -159,7 +160,7 @@ def test_truncated_to_where_holes_were(make_memory: MakeMemory) -> None:
     block = Block("ram", make_memory(size), make_memory(size), size)
 
     def truncate(_: int) -> None:
-        for fd in (block.source_fd, block.destination_fd):
+        for fd in (fd_of(block.source), fd_of(block.destination)):
             os.ftruncate(fd, PAGE)
 
     with pytest.raises(VerifyError, match=f"size is {size} bytes, its files have {PAGE}"):
@@ -169,7 +170,7 @@ def test_truncated_to_where_holes_were(make_memory: MakeMemory) -> None:
 def test_truncated_while_being_read(make_memory: MakeMemory) -> None:
     block = pieces(make_memory, 16)
     with pytest.raises(VerifyError, match="became shorter"):
-        compare_blocks([block], progress=lambda _: os.ftruncate(block.destination_fd, PAGE))
+        compare_blocks([block], progress=lambda _: os.ftruncate(fd_of(block.destination), PAGE))
 
 
 def test_written_meanwhile_is_noticed(make_memory: MakeMemory) -> None:
@@ -180,7 +181,7 @@ def test_written_meanwhile_is_noticed(make_memory: MakeMemory) -> None:
     stop = threading.Event()
 
     def write() -> None:
-        with mmap.mmap(block.destination_fd, size) as memory:
+        with mmap.mmap(fd_of(block.destination), size) as memory:
             while not stop.is_set():
                 memory[size - 1] ^= 1
 

@@ -12,6 +12,7 @@ import pytest
 from qemu_ring.errors import ExitStatus, QemuRingError
 from qemu_ring.verify import Block, Comparison, StalePage, VerifyError, compare, compare_blocks
 from qemu_ring.verify._plan import MAP_BYTES, READ_BYTES
+from tests.unit.verify.conftest import fd_of
 
 if TYPE_CHECKING:
     from tests.unit.verify.conftest import MakeMemory
@@ -24,7 +25,7 @@ def naive(block: Block, page_size: int = PAGE) -> tuple[StalePage, ...]:
     for page in range(block.size // page_size):
         source, destination = (
             os.pread(fd, page_size, page * page_size)
-            for fd in (block.source_fd, block.destination_fd)
+            for fd in (fd_of(block.source), fd_of(block.destination))
         )
         if source != destination:
             digests = (hashlib.sha256(content).hexdigest() for content in (source, destination))
@@ -52,7 +53,7 @@ def random_pair(rng: random.Random, make_memory: MakeMemory, name: str) -> Block
     block = Block(name, make_memory(size, source), make_memory(size, destination), size)
     for _ in range(rng.choice([0, 1, 20])):
         offset = rng.randrange(size)
-        fd = rng.choice([block.source_fd, block.destination_fd])
+        fd = rng.choice([fd_of(block.source), fd_of(block.destination)])
         os.pwrite(fd, bytes([os.pread(fd, 1, offset)[0] ^ 1 << rng.randrange(8)]), offset)
     return block
 
@@ -114,12 +115,12 @@ def test_first_and_last_byte_of_all_pieces(make_memory: MakeMemory) -> None:
         size - 1,
     ]
     for offset in edges:
-        right = os.pread(block.destination_fd, 1, offset)
-        os.pwrite(block.destination_fd, bytes([right[0] ^ 0x80]), offset)
+        right = os.pread(fd_of(block.destination), 1, offset)
+        os.pwrite(fd_of(block.destination), bytes([right[0] ^ 0x80]), offset)
         result = compare_blocks([block])
         assert result.stale == naive(block)
         assert [page.page for page in result.stale] == [offset // PAGE]
-        os.pwrite(block.destination_fd, right, offset)
+        os.pwrite(fd_of(block.destination), right, offset)
 
 
 @pytest.mark.parametrize("page_size", [512, 4096, 65536, READ_BYTES])
