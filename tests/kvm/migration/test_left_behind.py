@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,10 +13,10 @@ import pytest
 from qemu_ring.machine import Machine
 from qemu_ring.qmp import CommandError, MigrationStatus, commands
 from tests.kvm.migration.qemus import Qemus
+from tests.waiting import DEADLINE, until
 
 pytestmark = pytest.mark.kvm
 
-SECONDS = 60
 MIGRATE = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate"]
 
 
@@ -57,10 +55,10 @@ async def set_in(machine: Machine) -> tuple[dict[str, bool], dict[str, object], 
 
 
 async def until_status(machine: Machine, *wanted: MigrationStatus) -> None:
-    deadline = time.monotonic() + SECONDS
-    while (await commands.query_migrate(machine.monitor)).status not in wanted:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
+    async def is_so() -> bool:
+        return (await commands.query_migrate(machine.monitor)).status in wanted
+
+    await until(is_so, f"the migration is {' or '.join(wanted)}")
 
 
 def begin(*arguments: str) -> subprocess.Popen[bytes]:
@@ -71,19 +69,23 @@ def begin(*arguments: str) -> subprocess.Popen[bytes]:
 async def kill_when_active(source: Machine, *arguments: str) -> None:
     """Run the command until its migration is under way, and kill it."""
     process = begin(*arguments)
-    ended = None
+
+    async def is_active() -> bool:
+        if process.poll() is not None:
+            pytest.fail(f"it ended by itself: {process.stderr and process.stderr.read()!r}")
+        return (await commands.query_migrate(source.monitor)).status is MigrationStatus.ACTIVE
+
     try:
-        await until_status(source, MigrationStatus.ACTIVE)
+        await until(is_active, "the migration is under way")
     finally:
-        ended = process.poll()
         process.kill()
-        _, said = process.communicate(timeout=SECONDS)
-        assert (ended, said) == (None, b"")
+        _, said = process.communicate(timeout=DEADLINE)
+    assert said == b""
 
 
 def run(*arguments: str, expect: int = 0, program: Sequence[str] = MIGRATE) -> str:
     done = subprocess.run(
-        [*program, *arguments], capture_output=True, text=True, timeout=2 * SECONDS, check=False
+        [*program, *arguments], capture_output=True, text=True, timeout=2 * DEADLINE, check=False
     )
     assert done.returncode == expect, done.stderr
     return done.stdout + done.stderr
