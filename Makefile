@@ -11,7 +11,7 @@ JOBS ?= auto
 SOURCES ?=
 
 python := .venv/bin/python
-sources := qemu_ring tests $(wildcard benchmarks/*.py examples/*.py tools/*.py)
+sources := qemu_ring tests model $(wildcard benchmarks/*.py examples/*.py tools/*.py)
 scripts := tools/setup .ci/run
 # Each worker takes half of what another has left when it has done its own.
 pytest := $(python) -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
