@@ -22,7 +22,9 @@ SECONDS = 600.0
 MEMORY_MIB = 4096
 DEPTH = 100_000
 # Steps that are not the model's own: it is set up by init.
-_STEP = re.compile(r"^\s*\d+:\s+proc\s+\d+ \((?!:init:)(\w+)[^)]*\) \S+:(\d+) \(state \d+\)\s*\[(.*)\]")
+_STEP = re.compile(
+    r"^\s*\d+:\s+proc\s+\d+ \((?!:init:)(\w+)[^)]*\) \S+:(\d+) \(state \d+\)\s*\[(.*)\]"
+)
 
 
 @dataclass(frozen=True, slots=True)
