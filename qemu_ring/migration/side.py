@@ -20,6 +20,8 @@ from qemu_ring.qmp import CommandError, Monitor, QmpError, Schema, commands
 
 __all__ = ["Side", "require_plan", "require_support"]
 
+_TLS_SECONDS = 120.0
+"""QEMU computes Diffie-Hellman parameters before it answers: seconds, on a busy host many."""
 _LEAVE_OUT = "use another QEMU, or leave that out"
 
 
@@ -149,7 +151,9 @@ class Side:
         await self._note()
         self._has_tls = True
         try:
-            await commands.object_add(self.monitor, "tls-creds-x509", TLS_ID, properties)
+            await commands.object_add(
+                self.monitor, "tls-creds-x509", TLS_ID, properties, timeout=_TLS_SECONDS
+            )
         except CommandError as error:
             raise QemuUnsuitableError(
                 f"the {self.role} cannot do TLS: {error.description}",
