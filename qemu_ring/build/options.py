@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from qemu_ring.build.patches import PARTS
 from qemu_ring.errors import UsageError
 
 __all__ = ["BuildOptions", "BuiltQemu", "Manifest", "OnProgress", "Progress"]
@@ -24,9 +25,10 @@ class BuildOptions:
         cache: directory for what is fetched and built; None for qemu-ring in
             $XDG_CACHE_HOME.
         patches: directory of patch series; None for those that this package ships.
+        part: how far the series is applied: "fixes", "flush" or "lab", which is all of it.
 
     Raises:
-        UsageError: `jobs` is less than 1.
+        UsageError: `jobs` is less than 1, or there is no such part.
     """
 
     source: Path | None = None
@@ -34,10 +36,15 @@ class BuildOptions:
     debug: bool = False
     cache: Path | None = None
     patches: Path | None = None
+    part: str = PARTS[-1]
 
     def __post_init__(self) -> None:
         if self.jobs is not None and self.jobs < 1:
             raise UsageError(f"{self.jobs} jobs build nothing", hint="--jobs is at least 1")
+        if self.part not in PARTS:
+            raise UsageError(
+                f"the series has no part {self.part}", hint=f"it has {', '.join(PARTS)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,7 @@ class Manifest:
         size: of the binary, bytes.
         built: when it was done, in seconds since 1970.
         seconds: how long it took.
+        part: how far the series was applied; see `BuildOptions`.
     """
 
     version: str
@@ -93,6 +101,7 @@ class Manifest:
     size: int
     built: float
     seconds: float
+    part: str = PARTS[-1]
     schema: dict[str, object] = field(
         default_factory=lambda: {"name": "qemu-ring.manifest", "version": 1}
     )

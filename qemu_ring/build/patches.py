@@ -1,17 +1,25 @@
-"""The patches that this package ships: a series for each QEMU version, and how one is applied."""
+"""The patches that this package ships: a series for each QEMU version, and how one is applied.
+
+A series has parts, which are folders, and each stands on those before it: `fixes` of defects that
+upstream has as well, `flush` with the policies for the removal of memslots, and `lab` with what a
+laboratory needs to look at them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qemu_ring.build.errors import BuildError
 from qemu_ring.build.process import Runner
 from qemu_ring.errors import HostError, UsageError
 
-__all__ = ["Patches", "Series"]
+__all__ = ["PARTS", "Patches", "Series"]
+
+PARTS = ("fixes", "flush", "lab")
+"""In the order in which they are applied."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PLACES = [_PACKAGE / "patches", _PACKAGE.parent / "patches"]  # a wheel's, a checkout's
@@ -27,11 +35,21 @@ class Series:
         version: such as "10.0".
         patches: in the order in which they are applied.
         sha256: over all that, in hex.
+        part: the last one of `PARTS` that is in it.
     """
 
     version: str
     patches: tuple[Path, ...]
     sha256: str
+    part: str = PARTS[-1]
+
+    def up_to(self, part: str) -> Series:
+        """The series without the parts behind one of `PARTS`."""
+        if part == self.part:
+            return self
+        kept = PARTS[: PARTS.index(part) + 1]
+        patches = tuple(patch for patch in self.patches if patch.parent.name in kept)
+        return replace(self, patches=patches, sha256=_digest(self.version, patches), part=part)
 
     async def apply(self, tree: Path, runner: Runner) -> None:
         """Change an unpacked source tree.
@@ -108,15 +126,20 @@ def _read(file: Path) -> Series:
     """Read a series file, and its patches for their hash."""
     version = file.parent.name.removeprefix("qemu-")
     patches = tuple(file.parent / name for name in _names(file.read_text()))
+    return Series(version, patches, _digest(version, patches))
+
+
+def _digest(version: str, patches: tuple[Path, ...]) -> str:
     digest = hashlib.sha256()
     for patch in patches:
         try:
             content = patch.read_bytes()
         except OSError as error:
-            raise HostError(f"{patch}: {error.strerror}", hint=f"see {file}") from error
+            hint = "see the file named series beside it"
+            raise HostError(f"{patch}: {error.strerror}", hint=hint) from error
         digest.update(f"{version}/{patch.name} {len(content)}\n".encode())
         digest.update(content)
-    return Series(version, patches, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _names(series: str) -> list[str]:

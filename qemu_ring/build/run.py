@@ -146,7 +146,7 @@ class _Build:
         unpacked.mkdir()
         tree = await unpack(source, unpacked, runner)
         version = qemu_version(tree)
-        series = self.patches.for_version(version)
+        series = self.patches.for_version(version).up_to(self.options.part)
         self._stage("applying patches")
         await series.apply(tree, runner)
         self._stage("preparing meson and ninja")
@@ -168,6 +168,7 @@ class _Build:
             size=binary.stat().st_size,
             built=time.time(),
             seconds=round(time.monotonic() - begin, 1),
+            part=series.part,
         )
         key = hashlib.sha256("\n".join(self._parts(source, series)).encode()).hexdigest()[:20]
         return self.cache.publish(key, binary, manifest)
@@ -220,9 +221,12 @@ class _Build:
         """
 
         def suits(made: Manifest) -> bool:
-            series = self.patches.series.get(made.series)
+            whole = self.patches.series.get(made.series)
+            if whole is None:
+                return False
+            series = whole.up_to(self.options.part)
             parts = [made.source_sha256, made.patches_sha256, made.compiler, made.libc]
-            return series is not None and self._parts(source, series) == [*parts, *made.configure]
+            return self._parts(source, series) == [*parts, *made.configure]
 
         return self.cache.newest(suits)
 

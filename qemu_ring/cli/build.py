@@ -11,7 +11,7 @@ import click
 from rich.progress import MofNCompleteColumn
 from rich.text import Text
 
-from qemu_ring.build import BuildOptions, BuiltQemu, build_qemu
+from qemu_ring.build import PARTS, BuildOptions, BuiltQemu, build_qemu
 from qemu_ring.build import Progress as State
 from qemu_ring.cli.numbers import Whole
 from qemu_ring.cli.output import notes, print_json, progress_bar
@@ -32,15 +32,26 @@ __all__ = ["build_command"]
 @click.option(
     "--jobs", type=Whole(1, 1024), metavar="N", help="Compilers at a time; default: one a CPU."
 )
+@click.option(
+    "--series",
+    "part",
+    type=click.Choice(PARTS),
+    default=PARTS[-1],
+    show_default=True,
+    help="How far the patches are applied: fixes of upstream's defects, with the flush policies, "
+    "with all that a laboratory needs.",
+)
 @click.option("--debug", is_flag=True, help="With QEMU's debug checks, not optimised.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def build_command(source: Path | None, jobs: int | None, debug: bool, as_json: bool) -> int:
+def build_command(
+    source: Path | None, jobs: int | None, part: str, debug: bool, as_json: bool
+) -> int:
     """Build a QEMU that loses no dirty bits.
 
     Its path is printed. It is kept, in $XDG_CACHE_HOME/qemu-ring or ~/.cache/qemu-ring, until
     its source, the patches, the compiler or the options change. Needs no root.
     """
-    options = BuildOptions(source=source, jobs=jobs, debug=debug)
+    options = BuildOptions(source=source, jobs=jobs, debug=debug, part=part)
     with _progress() as show:
         built = run(build_qemu(options, on_progress=show), on_signal=_stopping)
     if as_json:

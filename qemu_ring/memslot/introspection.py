@@ -25,24 +25,29 @@ class Memslot(QmpModel):
 
 
 class DirtyRing(QmpModel):
-    """One vCPU's ring: entries that wait, entries reaped so far, times it was full."""
+    """One vCPU's ring: entries that wait, entries reaped so far, times it was full.
+
+    `overruns` counts the times that KVM pushed entries over ones that were not reaped; each
+    time QEMU took all memory for dirty once.
+    """
 
     cpu_index: int
     fill: int
     reaped: int
     full: int
+    overruns: int = 0
 
 
 class DirtyRings(QmpModel):
     """All rings, `size` entries each; 0 if dirty pages are tracked by bitmap.
 
-    `reset_failures` counts the times that KVM did not take back entries that were
-    reaped; until it does, all memory counts as dirty.
+    While they are `untrusted`, KVM does not take back entries that were reaped, and all memory
+    counts as dirty.
     """
 
     size: int
     with_bitmap: bool
-    reset_failures: int = 0
+    untrusted: bool = False
     rings: tuple[DirtyRing, ...]
 
 

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #define DIRTY_LOG_RING_WITH_BITMAP 225
@@ -46,6 +47,27 @@ static int reset_rings(int fd)
         owed -= result;
     }
     return result;
+}
+
+/* A memslot that is to be made read-only, which KVM has no memory for */
+static int set_region(int fd, unsigned long number, void *argument)
+{
+    static struct kvm_userspace_memory_region last[SLOTS];
+    struct kvm_userspace_memory_region *region = argument;
+    struct kvm_userspace_memory_region *before = &last[region->slot % SLOTS];
+    int made_read_only = region->memory_size && region->flags & KVM_MEM_READONLY &&
+                         !(before->flags & KVM_MEM_READONLY) &&
+                         region->memory_size == before->memory_size &&
+                         region->guest_phys_addr == before->guest_phys_addr;
+
+    if (region->memory_size) {
+        *before = *region;
+    }
+    if (made_read_only && told("fail-readonly")) {
+        errno = ENOMEM;
+        return -1;
+    }
+    return syscall(SYS_ioctl, fd, number, argument);
 }
 
 /* A bitmap behind the ring, in which nothing is ever set */
@@ -99,11 +121,26 @@ int ioctl(int fd, unsigned long number, ...)
             syscall(SYS_ioctl, fd, number, argument);
             return 0;
         }
+        if (request == KVM_SET_USER_MEMORY_REGION || request == SET_USER_MEMORY_REGION2) {
+            if (!told("ring-with-bitmap")) {
+                return set_region(fd, number, argument);
+            }
+        }
         if (told("ring-with-bitmap") && with_bitmap(request, argument, &result)) {
             return result;
         }
     }
     return syscall(SYS_ioctl, fd, number, argument);
+}
+
+int uname(struct utsname *host)
+{
+    int result = syscall(SYS_uname, host);
+
+    if (told("old-kernel")) {
+        strcpy(host->release, "5.15.0-generic");
+    }
+    return result;
 }
 
 /* /sys/module is the directory "module"; what nobody may read there, QEMU may not */

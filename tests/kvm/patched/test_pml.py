@@ -1,4 +1,4 @@
-"""Whether tombstone is safe is read in /sys/module; what cannot be seen there is not."""
+"""Whether tombstone is safe is read in /sys/module; what is not known to be safe is not."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def modules(directory: Path, files: dict[str, str | None]) -> None:
 @pytest.mark.parametrize(
     ("files", "policy", "warns"),
     [
-        pytest.param({CORE: "0"}, "tombstone", False, id="neither module is loaded"),
+        pytest.param({CORE: "0"}, "quiesce", True, id="no vendor module that is known"),
+        pytest.param({CORE: "0", "kvm_new/x": ""}, "quiesce", True, id="another vendor module"),
         pytest.param({CORE: "0", PML: "N\n"}, "tombstone", False, id="Intel, off"),
         pytest.param({CORE: "0", PML: "Y\n"}, "quiesce", False, id="Intel, on"),
         pytest.param({CORE: "0", PML: None}, "quiesce", True, id="Intel, not readable"),
@@ -78,6 +79,28 @@ def test_policy_in_force(
     found, warnings = effective(shimmed_qemu, *asked)
     assert found == policy
     assert len(warnings) == warns, warnings
+
+
+@pytest.mark.parametrize(
+    ("asked", "policy"), [((), "quiesce"), (("memslot-flush=tombstone",), "tombstone")]
+)
+def test_module_that_is_not_mainline_s_is_relied_on_only_if_asked(
+    shimmed_qemu: ShimmedQemu, asked: tuple[str, ...], policy: str
+) -> None:
+    modules(shimmed_qemu.directory, {CORE: "0", "kvm_pvm/parameters/x": ""})
+    shimmed_qemu.begin("other-modules")
+    assert effective(shimmed_qemu, *asked) == (policy, [])
+
+
+@pytest.mark.parametrize("asked", [(), ("memslot-flush=tombstone",)], ids=["auto", "tombstone"])
+def test_kernel_that_looks_the_memslot_up_again(
+    shimmed_qemu: ShimmedQemu, asked: tuple[str, ...]
+) -> None:
+    """Linux 5.15."""
+    modules(shimmed_qemu.directory, {CORE: "0", PML: "N\n"})
+    for what in ("other-modules", "old-kernel"):
+        shimmed_qemu.begin(what)
+    assert effective(shimmed_qemu, *asked) == ("quiesce", [])
 
 
 def test_other_policies_do_not_ask(shimmed_qemu: ShimmedQemu) -> None:

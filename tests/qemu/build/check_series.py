@@ -23,6 +23,8 @@ from tests.qemu.build.series import check_style
 pytestmark = pytest.mark.qemu
 
 SOURCES = os.environ.get("QEMU_RING_SERIES_SOURCES", "").split()
+UPSTREAM_QTESTS = ["tests/qtest/qmp-cmd-test"]
+"""Those of QEMU that look at all commands."""
 QTEST = re.compile(r"^\+\+\+ b/(tests/qtest/[\w-]+)\.c$", re.MULTILINE)
 
 
@@ -38,7 +40,7 @@ async def test_each_patch_builds_on_those_before_it(source: str, tmp_path: Path)
     tools = await make_tools(tmp_path, tree, runner)
     build = tmp_path / "build"
     build.mkdir()
-    targets = [BINARY, "qemu-system-avr"]
+    targets = [BINARY, "qemu-system-avr", *UPSTREAM_QTESTS]
     for patch in series.patches:
         await replace(series, patches=(patch,)).apply(tree, runner)
         if not (build / "build.ninja").exists():

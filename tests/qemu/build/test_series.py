@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.build.cache import Cache
-from qemu_ring.build.patches import Patches, Series
+from qemu_ring.build.patches import PARTS, Patches, Series
 from tests.qemu.build.series import check_style
 
 pytestmark = pytest.mark.qemu
@@ -20,8 +20,22 @@ each_series = pytest.mark.parametrize("series", SERIES, ids=lambda series: serie
 
 @each_series
 def test_series_names_every_patch_in_order(series: Series) -> None:
-    (directory,) = {patch.parent for patch in series.patches}
-    assert list(series.patches) == sorted(directory.glob("*.patch"))
+    (directory,) = {patch.parents[1] for patch in series.patches}
+    assert list(series.patches) == sorted(directory.glob("*/*.patch"), key=lambda path: path.name)
+
+
+@each_series
+def test_parts_stand_on_each_other(series: Series) -> None:
+    """None is empty, and none reaches into the one before."""
+    parts = [patch.parent.name for patch in series.patches]
+    assert parts == sorted(parts, key=PARTS.index)
+    assert set(parts) == set(PARTS)
+    for part in PARTS:
+        upto = series.up_to(part)
+        assert list(upto.patches) == list(series.patches[: len(upto.patches)])
+        assert upto.patches[-1].parent.name == part
+    assert len({series.up_to(part).sha256 for part in PARTS}) == len(PARTS)
+    assert series.up_to(PARTS[-1]) == series
 
 
 @each_series
