@@ -63,9 +63,9 @@ format: setup ## let ruff rewrite the code
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 
-firmware: setup ## rebuild the workload firmware from its source
-	$(python) -c 'from pathlib import Path; from qemu_ring.guest import build_image; \
-	Path("qemu_ring/guest/workload.bin").write_bytes(build_image())'
+firmware: setup ## rebuild the firmware images from their sources
+	$(python) -c 'from pathlib import Path; from qemu_ring.guest import IMAGES, build_image; \
+	[Path(f"qemu_ring/guest/{name}.bin").write_bytes(build_image(name)) for name in IMAGES]'
 
 wheel: setup ## build a wheel into dist/
 	$(python) -m pip wheel --quiet --no-deps --wheel-dir dist .

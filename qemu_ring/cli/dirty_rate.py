@@ -9,10 +9,11 @@ import click
 
 from qemu_ring.cli.attached import Attached, attached, document, json_option, socket_argument
 from qemu_ring.cli.numbers import Whole
-from qemu_ring.cli.output import print_json
+from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.running import run
 from qemu_ring.cli.sizes import Duration
 from qemu_ring.dirty import (
+    STALL_ADVICE,
     MeasuredRate,
     RateMode,
     RateOptions,
@@ -20,7 +21,9 @@ from qemu_ring.dirty import (
     dirty_rates,
     measure_dirty_rate,
     query_tracking,
+    stall_message,
 )
+from qemu_ring.errors import ExitStatus
 
 __all__ = ["dirty_rate", "mib_per_second"]
 
@@ -60,7 +63,16 @@ def dirty_rate(
 
     Its QMP monitor is at SOCKET, a path, @NAME or HOST:PORT.
     With --watch and --json, each measurement is a JSON document on a line of its own.
+    Exits with 1 if a vCPU did not run, so that nothing can be said of it.
     """
+    stalled: tuple[int, ...] = ()
+
+    def note_stalled(rate: MeasuredRate) -> None:
+        nonlocal stalled
+        if rate.stalled and rate.stalled != stalled:
+            notes.print(f"{stall_message(rate.stalled)}; {STALL_ADVICE}", soft_wrap=True)
+        stalled = rate.stalled
+
     options = RateOptions(
         mode=None if mode is None else RateMode(mode), seconds=seconds, sample_pages=sample_pages
     )
@@ -69,6 +81,7 @@ def dirty_rate(
         monitor = guest.machine.monitor
         tracking = await query_tracking(monitor)
         rate = await measure_dirty_rate(monitor, options)
+        note_stalled(rate)
         if as_json:
             print_json(_document(rate, tracking, guest.qemu))
         else:
@@ -85,6 +98,7 @@ def dirty_rate(
         monitor = guest.machine.monitor
         tracking = await query_tracking(monitor)
         async for rate in dirty_rates(monitor, options):
+            note_stalled(rate)
             if as_json:
                 click.echo(json.dumps(_document(rate, tracking, guest.qemu)))
             else:
@@ -100,7 +114,7 @@ def dirty_rate(
             await (again_and_again if watch else once)(guest)
 
     run(measured())
-    return 0
+    return int(ExitStatus.BAD if stalled else ExitStatus.GOOD)
 
 
 def mib_per_second(bytes_per_second: int) -> str:

@@ -20,9 +20,10 @@ from qemu_ring.cli.migrate_plan import (
     require_two_guests,
 )
 from qemu_ring.cli.numbers import COUNT, Whole
-from qemu_ring.cli.output import print_json, progress_bar
+from qemu_ring.cli.output import notes, print_json, progress_bar
 from qemu_ring.cli.running import run
 from qemu_ring.cli.sizes import RATE, SECONDS, SIZE, Duration
+from qemu_ring.dirty import stall_message
 from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.machine import Machine
 from qemu_ring.migration import (
@@ -185,8 +186,12 @@ def migrate(
         print_json(document("migrate", outcome.source, **outcome.rest, **outcome.result.as_dict()))
     else:
         _print(outcome.result, outcome.not_compared)
+    stalled = outcome.result.stalled
+    if stalled:
+        notes.print(f"at the source, {stall_message(stalled)}", soft_wrap=True)
     comparison = outcome.result.comparison
-    return ExitStatus.GOOD if comparison is None or comparison.equal else ExitStatus.BAD
+    good = not stalled if comparison is None else comparison.equal
+    return ExitStatus.GOOD if good else ExitStatus.BAD
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Final
 
 from rich.text import Text
 
+from qemu_ring.dirty import STALL_ADVICE, stall_message
 from qemu_ring.migration.observation import (
     FlushSight,
     GuestSight,
@@ -60,6 +61,8 @@ def guest_lines(sight: GuestSight, width: int, *, fold_rings: bool = False) -> l
     if seen is None or sight.presence is Presence.GONE:
         return lines
     lines += _fact("tracking", [str(seen.tracking)], width)
+    if seen.stalled:
+        lines += _fact("", [stall_message(seen.stalled), STALL_ADVICE], width, style=_BAD)
     if seen.flush is not None:
         lines += _flush(seen.flush, width)
     elif not seen.patched:
@@ -214,6 +217,9 @@ def _rings(rings: RingsSight, peak: float, width: int, *, fold: bool) -> list[Te
         f"reaped {_short(sum(rates) if rates else None).strip()}/s",
         f"{sum(ring.full for ring in rings.vcpus):,} full exits",
     ]
+    overruns = sum(ring.overruns for ring in rings.vcpus)
+    if overruns:
+        items.append(f"{overruns:,} overruns")
     return _fact("rings", items, width)
 
 
@@ -229,6 +235,8 @@ def _ring(ring: RingSight, size: int, peak: float, width: int) -> Text:
         (_bar(share), "cyan"),
         f" {_short(rate)}/s  full {_short(ring.full)}",
     )
+    if ring.overruns:
+        line.append(f"  overrun {_short(ring.overruns).strip()}", _NOTICE)
     if ring.full_per_second:
         line.append(f" (+{ring.full_per_second:,.0f}/s)", _NOTICE)
     line.truncate(width, overflow="ellipsis")

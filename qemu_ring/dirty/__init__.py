@@ -17,13 +17,17 @@ from qemu_ring.dirty.rate import (
     measure_dirty_rate,
 )
 from qemu_ring.dirty.running import RunningTracking, TrackingMode, query_tracking
+from qemu_ring.dirty.stall import STALL_ADVICE, StallWatch, stall_message
 from qemu_ring.dirty.tracking import Tracking
+from qemu_ring.dirty.vcpu_numbers import require_safe_numbers
 
 __all__ = [
+    "STALL_ADVICE",
     "MeasuredRate",
     "RateMode",
     "RateOptions",
     "RunningTracking",
+    "StallWatch",
     "Tracking",
     "TrackingMode",
     "VcpuLimit",
@@ -35,5 +39,7 @@ __all__ = [
     "measure_dirty_rate",
     "query_dirty_limits",
     "query_tracking",
+    "require_safe_numbers",
     "set_dirty_limit",
+    "stall_message",
 ]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from qemu_ring.dirty.running import TrackingMode, query_tracking
+from qemu_ring.dirty.vcpu_numbers import require_safe_numbers, vcpu_numbers
 from qemu_ring.errors import QemuUnsuitableError, UsageError
-from qemu_ring.qmp import Monitor, commands
+from qemu_ring.qmp import Monitor
 from qemu_ring.qmp.dirty import (
     cancel_vcpu_dirty_limit,
     query_vcpu_dirty_limit,
@@ -27,6 +28,10 @@ _MIB: Final = 1 << 20
 _PAGE_BYTES: Final = 4096
 _MOST: Final = 1 << 60
 """Bytes a second."""
+_NO_GAPS: Final = (
+    "plug the vCPUs between them, or use the QEMU that `qemu-ring build` makes; a migration can "
+    "throttle by auto-converge"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +85,19 @@ def least_limit(ring_entries: int) -> int:
 
 
 async def query_dirty_limits(monitor: Monitor) -> tuple[VcpuLimit, ...]:
-    """List the vCPUs that have a limit.
+    """List the vCPUs that have a limit; those that are plugged.
 
     Raises:
         QemuUnsuitableError: this QEMU has no dirty limits.
         QmpError: as in `Monitor.call`.
     """
     await _require_limits(monitor)
+    # QEMU has limits for vCPUs that may be plugged later, and lists them, too.
+    plugged = await vcpu_numbers(monitor)
     return tuple(
         VcpuLimit(one.cpu_index, one.limit_rate * _MIB, one.current_rate * _MIB)
         for one in await query_vcpu_dirty_limit(monitor)
+        if one.cpu_index in plugged
     )
 
 
@@ -111,7 +119,8 @@ async def set_dirty_limit(
 
     Raises:
         UsageError: the limit is not more than 0, or there is no such vCPU.
-        QemuUnsuitableError: this QEMU has no dirty limits, or the guest no dirty ring.
+        QemuUnsuitableError: this QEMU has no dirty limits, or the guest no dirty ring, or
+            vCPU numbers with a gap, which would end this QEMU.
         QmpError: as in `Monitor.call`; CommandError if a migration under way with the
             capability dirty-limit has set them.
     """
@@ -124,6 +133,7 @@ async def set_dirty_limit(
             hint="start the guest with -accel kvm,dirty-ring-size=4096",
         )
     await _require_vcpu(monitor, vcpu)
+    await require_safe_numbers(monitor, "a dirty limit", _NO_GAPS)
     await set_vcpu_dirty_limit(monitor, rate, cpu_index=vcpu)
     return await query_dirty_limits(monitor)
 
@@ -161,7 +171,7 @@ async def _require_vcpu(monitor: Monitor, vcpu: int | None) -> None:
     """Check a number here: QEMU takes those of vCPUs that are not plugged, too."""
     if vcpu is None:
         return
-    known = [cpu.cpu_index for cpu in await commands.query_cpus_fast(monitor)]
+    known = await vcpu_numbers(monitor)
     if vcpu not in known:
         numbers = ", ".join(map(str, known))
         raise UsageError(f"this guest has no vCPU {vcpu}", hint=f"it has vCPU {numbers}")

@@ -11,6 +11,8 @@ from enum import Enum
 from typing import Final
 
 from qemu_ring.dirty.running import TrackingMode, query_tracking
+from qemu_ring.dirty.stall import StallWatch
+from qemu_ring.dirty.vcpu_numbers import require_safe_numbers, unsafe_numbers
 from qemu_ring.errors import DeadlineError, QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.qmp import CommandError, Monitor, commands
 from qemu_ring.qmp.dirty import DirtyRateInfo, TimeUnit, calc_dirty_rate, query_dirty_rate
@@ -55,7 +57,7 @@ class RateOptions:
     """How to measure.
 
     Args:
-        mode: None for the most exact that the guest's tracking allows.
+        mode: None for the most exact that the guest's tracking allows, and that QEMU survives.
         seconds: for how long, 0.05 to 60; whole seconds before QEMU 8.2.
         sample_pages: pages to sample of each GiB of memory, 128 to 16384; None for QEMU's
             512. Only for page sampling.
@@ -108,6 +110,8 @@ class MeasuredRate:
         run_state: QEMU's name for the state of the guest: running where its vCPUs ran as the
             measurement began and as it ended, else such as paused. A guest that does not run
             dirties nothing, whatever it would write.
+        stalled: numbers of vCPUs that KVM did not let run meanwhile, as `StallWatch` finds
+            them: what is told of them is no rate, and the guest needs a reset.
     """
 
     mode: RateMode
@@ -115,6 +119,7 @@ class MeasuredRate:
     bytes_per_second: int
     vcpus: tuple[VcpuRate, ...] = ()
     run_state: str = "running"
+    stalled: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -199,12 +204,17 @@ class _Measurement:
                 "measures dirty rates for whole seconds only",
                 f"use --seconds {max(1, round(options.seconds))}, or QEMU 8.2 or newer",
             )
+        if mode is RateMode.DIRTY_RING:
+            what = "measuring a dirty rate by dirty-ring"
+            await require_safe_numbers(monitor, what, _OTHER_MODE)
         unit: TimeUnit | None = "millisecond" if in_ms else None
         return cls(monitor, mode, options, unit, "mode" in arguments, grace)
 
     async def run(self) -> MeasuredRate:
         """Measure once."""
         before = await commands.query_status(self.monitor)
+        stalls = StallWatch()
+        await stalls.poll(self.monitor)
         await self._begin()
         deadline = time.monotonic() + self.options.seconds + self.grace
         with suppress(asyncio.TimeoutError):  # a monitor that is lost ends it early
@@ -218,7 +228,8 @@ class _Measurement:
                 )
             await asyncio.sleep(_POLL_SECONDS)
         after = await commands.query_status(self.monitor)
-        return self._result(info, (after if before.running else before).status)
+        run_state = (after if before.running else before).status
+        return self._result(info, run_state, await stalls.poll(self.monitor))
 
     async def _begin(self) -> None:
         state = await self._state()
@@ -257,7 +268,9 @@ class _Measurement:
             hint="by another client, or a run that was cut off; try again when that has ended",
         )
 
-    def _result(self, info: DirtyRateInfo, run_state: str) -> MeasuredRate:
+    def _result(
+        self, info: DirtyRateInfo, run_state: str, stalled: tuple[int, ...]
+    ) -> MeasuredRate:
         if info.mode != self.mode.value:  # QEMU lets two in that ask at the same time
             raise QemuRingError(
                 f"another client measured the dirty rate at the same time, by {info.mode}",
@@ -270,7 +283,7 @@ class _Measurement:
             )
         vcpus = tuple(VcpuRate(one.id, one.dirty_rate * _MIB) for one in info.vcpu_dirty_rate)
         rate = info.dirty_rate * _MIB
-        return MeasuredRate(self.mode, _seconds(info), rate, vcpus, run_state)
+        return MeasuredRate(self.mode, _seconds(info), rate, vcpus, run_state, stalled)
 
 
 _OTHER_MODE: Final = f"use --mode {RateMode.PAGE_SAMPLING.value}"
@@ -279,6 +292,8 @@ _OTHER_MODE: Final = f"use --mode {RateMode.PAGE_SAMPLING.value}"
 async def _best_mode(monitor: Monitor, modes: frozenset[str]) -> RateMode:
     tracking = await query_tracking(monitor)
     mode = _MODE_OF.get(tracking.mode, RateMode.PAGE_SAMPLING)
+    if mode is RateMode.DIRTY_RING and await unsafe_numbers(monitor):
+        return RateMode.PAGE_SAMPLING
     return mode if mode.value in modes else RateMode.PAGE_SAMPLING
 
 

@@ -12,6 +12,7 @@ from qemu_ring.errors import HostError, QemuRingError
 from qemu_ring.guest import Pattern, Region, Stream, Workload, WorkloadControl, image_bytes
 from qemu_ring.machine.binary import QemuBinary, find_qemu, probe_qemu
 from qemu_ring.machine.description import Accelerator, MachineDescription, MemoryBackend
+from qemu_ring.machine.full_ring import goes_on_with_full_ring
 from qemu_ring.machine.host import Host, probe_host
 from qemu_ring.machine.kvm import KvmCapabilities, probe_kvm
 from qemu_ring.machine.machine import Machine
@@ -84,6 +85,8 @@ async def diagnose(qemu: str | None = None) -> Diagnosis:
         checks += _features(binary)
     if kvm is not None and binary is not None and binary.kvm:
         checks.append(await _start(binary, kvm))
+        if kvm.dirty_ring_max_entries and binary.ring_property and checks[-1].finding is Finding.OK:
+            checks.append(await _full_ring(binary))
     return Diagnosis(host, kvm, binary, tuple(checks))
 
 
@@ -184,3 +187,25 @@ async def _start(binary: QemuBinary, kvm: KvmCapabilities) -> Check:
             return Check(name, Finding.MISSING, error.message, error.hint)
     how = "with the bitmap" if ring is None else f"with a ring of {_RING_ENTRIES}"
     return Check(name, Finding.OK, f"{how}; it wrote {milliseconds:.0f} ms after QEMU's start")
+
+
+async def _full_ring(binary: QemuBinary) -> Check:
+    """Fill a guest's ring in ring 0, which some KVMs emulate."""
+    name = "a ring gets full in ring 0"
+    try:
+        goes_on = await goes_on_with_full_ring(binary)
+    except QemuRingError as error:
+        return Check(name, Finding.ABSENT, f"not known: {error.message}", error.hint)
+    if goes_on is None:
+        return Check(name, Finding.ABSENT, "not known: this QEMU cannot be made to do that")
+    if goes_on:
+        return Check(name, Finding.OK, "the guest goes on")
+    return Check(
+        name,
+        Finding.ABSENT,
+        "the guest hangs for good: this KVM emulates ring 0, and pushes entries past the end of "
+        "a full dirty ring, where this QEMU does not find them; the workload firmware, which "
+        "stays in ring 3, is not concerned",
+        "for guests with a kernel or firmware of their own use the bitmap, or a QEMU by "
+        "`qemu-ring build`",
+    )

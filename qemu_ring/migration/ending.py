@@ -121,6 +121,7 @@ class Ending:
             comparison=self._comparison,
             aftermath=await find_aftermath(self._source, self._destination),
             problem=self._problem,
+            stalled=watch.stalled,
         )
 
     async def why_not_completed(self) -> Exception:

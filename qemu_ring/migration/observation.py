@@ -49,6 +49,7 @@ class RingSight:
         full: exits because it was full, since QEMU's start.
         reaped_per_second: since the last look; None at the first.
         full_per_second: likewise.
+        overruns: how often KVM has pushed entries over ones that were not reaped.
     """
 
     vcpu: int
@@ -57,6 +58,7 @@ class RingSight:
     full: int
     reaped_per_second: float | None
     full_per_second: float | None
+    overruns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class RingsSight:
                     ring.full,
                     None if then is None else (ring.reaped - then.reaped) / seconds,
                     None if then is None else (ring.full - then.full) / seconds,
+                    ring.overruns,
                 )
             )
         return cls(now.size, now.with_bitmap, tuple(vcpus))
@@ -279,6 +282,8 @@ class Seen:
         dirty_rate: None if it was never measured.
         rate_refused: why QEMU did not measure the dirty rate when asked to; empty if it did.
         migration: None if there was none.
+        stalled: numbers of vCPUs that KVM has not let run since the look before, as
+            `StallWatch` finds them.
     """
 
     name: str
@@ -294,6 +299,7 @@ class Seen:
     dirty_rate: DirtyRateSight | None
     rate_refused: str
     migration: MigrationSight | None
+    stalled: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""

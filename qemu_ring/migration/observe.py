@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from qemu_ring._compat import TaskGroup
-from qemu_ring.dirty import RunningTracking, TrackingMode, query_tracking
+from qemu_ring.dirty import RunningTracking, StallWatch, TrackingMode, query_tracking
 from qemu_ring.memslot import DirtyRings, FlushInfo, query_flush, query_memslots, query_rings
 from qemu_ring.migration.observation import (
     DirtyRateSight,
@@ -155,6 +155,7 @@ class _Guest:
         self._about: _About | None = None
         self._flush: _Timed[FlushInfo] | None = None
         self._rings: _Timed[DirtyRings] | None = None
+        self._stalls = StallWatch()
         self._rate: _RateInfo | None = None
         self._measured_here = False
         self._rate_refused = ""
@@ -218,6 +219,7 @@ class _Guest:
             dirty_rate=await self._see_rate(monitor),
             rate_refused=self._rate_refused,
             migration=MigrationSight.of(await commands.query_migrate(monitor)),
+            stalled=await self._stalls.poll(monitor),
         )
 
     async def _connected(self) -> Monitor:

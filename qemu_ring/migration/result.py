@@ -72,6 +72,8 @@ class MigrationResult:
         comparison: of both memories, where it was asked for.
         aftermath: how both sides were found.
         problem: why a guest whose memory is stale could not go on at the source; empty as a rule.
+        stalled: numbers of vCPUs that KVM did not let run at the source, because it had overrun
+            their dirty rings: pages that they wrote before may be stale. Looked for twice a second.
     """
 
     status: MigrationStatus
@@ -85,6 +87,7 @@ class MigrationResult:
     comparison: Comparison | None
     aftermath: Aftermath
     problem: str = ""
+    stalled: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -104,4 +107,5 @@ class MigrationResult:
             "excused": [] if comparison is None else [asdict(page) for page in comparison.excused],
             "aftermath": aftermath,
             "problem": self.problem,
+            "stalled": self.stalled,
         }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from qemu_ring.migration.plan import MigrationPlan, Tls
+from qemu_ring.dirty import require_safe_numbers
+from qemu_ring.migration.plan import DirtyLimit, MigrationPlan, Tls
 from qemu_ring.migration.settings import destination_settings, source_settings
 from qemu_ring.migration.side import Side, require_support
 
@@ -36,6 +37,9 @@ async def set_up(
     if destination is not None:
         sides.append((destination, destination_settings(plan, held=held)))
     await require_support(sides)
+    if isinstance(plan.throttle, DirtyLimit):
+        how = "throttling by dirty-limit"
+        await require_safe_numbers(source.monitor, how, "throttle by auto-converge")
     await source.require_idle()
     for side, settings in sides:
         stack.push_async_callback(side.restore)

@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from qemu_ring.dirty import Tracking
+from qemu_ring.dirty import Tracking, require_safe_numbers
 from qemu_ring.errors import QemuRingError, UsageError
 from qemu_ring.machine import Accelerator, Machine, MachineDescription, QemuBinary
 from qemu_ring.memslot import FlushInfo, FlushPolicy
@@ -130,6 +130,8 @@ class Carried:
         )
 
     async def _give_limits(self, monitor: Monitor) -> None:
+        if self.limits:
+            await require_safe_numbers(monitor, "a dirty limit", "")
         for vcpu, limit in self.limits.items():
             await set_vcpu_dirty_limit(monitor, limit, cpu_index=vcpu)
 

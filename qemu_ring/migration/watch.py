@@ -9,6 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from qemu_ring._compat import timeout as deadline
+from qemu_ring.dirty import StallWatch
 from qemu_ring.migration.aftermath import is_in_postcopy
 from qemu_ring.migration.plan import MigrationPlan, Postcopy
 from qemu_ring.migration.shield import stopped
@@ -29,6 +30,8 @@ __all__ = ["Watch"]
 _SWITCH_SECONDS = 5.0
 """Until postcopy has switched over when told to, unless its channel is stuck."""
 _POLL_SECONDS = 0.005
+_STALL_SECONDS = 0.5
+"""Between two looks at whether the vCPUs run."""
 _SWITCHOVER_STATES = {"finish-migrate", "postmigrate", "colo"}
 """Run states of a guest that its migration stopped, and nobody else."""
 
@@ -49,6 +52,7 @@ class Watch:
         switched_to_postcopy: whether it came to that.
         pauses: how often postcopy lost its channel.
         was_running: whether the guest ran until the migration stopped it.
+        stalled: numbers of vCPUs that KVM did not let run, as `StallWatch` finds them.
     """
 
     def __init__(
@@ -88,6 +92,9 @@ class Watch:
         self.switched_to_postcopy = False
         self.pauses = 0
         self.was_running = True
+        self.stalled: tuple[int, ...] = ()
+        self._stalls = StallWatch()
+        self._stalls_due = 0.0
 
     async def __aenter__(self) -> Watch:
         self.was_running = (await commands.query_status(self._source)).running
@@ -306,6 +313,10 @@ class Watch:
         sample = self.recorder.add(self.info)
         if sample is not None and self._on_sample is not None:
             self._on_sample(sample)
+        if time.monotonic() >= self._stalls_due and not self.settled:
+            self._stalls_due = time.monotonic() + _STALL_SECONDS
+            found = await self._stalls.poll(self._source)
+            self.stalled = tuple(sorted({*self.stalled, *found}))
 
     def _end_passes(self) -> None:
         if not self._begun:

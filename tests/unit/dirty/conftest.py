@@ -24,6 +24,7 @@ class LastWords(dict[str, Any]):
 
 
 Answers = dict[str, Any]
+ONE_VCPU = {"cpu-index": 0, "thread-id": 1, "qom-path": "/vcpu"}
 Connect = Callable[[Answers], Awaitable[tuple[Monitor, list[dict[str, Any]]]]]
 
 
@@ -58,6 +59,7 @@ def connect(qemu: FakeQemu) -> Connect:
     """
 
     async def connect(answers: Answers) -> tuple[Monitor, list[dict[str, Any]]]:
+        known: Answers = {"query-cpus-fast": [[ONE_VCPU]], **answers}
         asked: list[dict[str, Any]] = []
 
         async def script(peer: Peer) -> None:
@@ -69,7 +71,7 @@ def connect(qemu: FakeQemu) -> Connect:
                     return
                 name = request["execute"]
                 asked.append({"execute": name, **request.get("arguments", {})})
-                answer = answers.get(name, Refusal(f"The command {name} has not been found"))
+                answer = known.get(name, Refusal(f"The command {name} has not been found"))
                 if name != "query-qmp-schema" and isinstance(answer, list):
                     answer = answer.pop(0) if len(answer) > 1 else answer[0]
                 if isinstance(answer, Refusal):

@@ -189,6 +189,7 @@ async def test_ring_measured_to_the_millisecond(connect: Connect) -> None:
         "bytes_per_second": 7 << 20,
         "vcpus": each_in_bytes,
         "run_state": "running",
+        "stalled": [],
     }
     assert {
         "execute": "calc-dirty-rate",

@@ -7,16 +7,18 @@ import shutil
 import pytest
 
 from qemu_ring.errors import QemuRingError
-from qemu_ring.guest import IMAGE_SIZE, build_image, image_bytes
+from qemu_ring.guest import IMAGE_SIZE, IMAGES, build_image, image_bytes
 
 
 @pytest.mark.skipif(shutil.which("as") is None, reason="binutils is not installed")
-def test_shipped_image_is_built_from_the_shipped_source() -> None:
-    assert build_image() == image_bytes()
+@pytest.mark.parametrize("name", IMAGES)
+def test_shipped_image_is_built_from_the_shipped_source(name: str) -> None:
+    assert build_image(name) == image_bytes(name)
 
 
-def test_image_fills_the_reset_vector_s_64_kib() -> None:
-    image = image_bytes()
+@pytest.mark.parametrize("name", IMAGES)
+def test_image_fills_the_reset_vector_s_64_kib(name: str) -> None:
+    image = image_bytes(name)
     assert len(image) == IMAGE_SIZE
     assert image[0xFFF0] == 0xE9  # jmp near: where a CPU begins
 
