@@ -17,6 +17,8 @@ __all__ = ["Host", "memory_available_bytes", "probe_host", "require_memory", "sh
 
 _ROOT = Path("/")
 _MIB = 1 << 20
+_MODULES = "sys/module"
+_MAINLINE_MODULES = frozenset({"kvm_intel", "kvm_amd"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +30,20 @@ class Host:
         cpu_model: the first CPU's model name; empty where the kernel tells none.
         cpus: how many this process may run on.
         memory_available_bytes: what can be allocated without swapping or passing a cgroup's limit.
+        kvm_module: KVM's vendor module, such as kvm_intel, or several names where several are
+            there; None where it cannot be seen, or KVM has none (other architectures than x86).
+        kvm_module_mainline: whether that is one of mainline Linux, by its name and its taint; None
+            where it is not known.
     """
 
     kernel: str
     cpu_model: str
     cpus: int
     memory_available_bytes: int
+    kvm_module: str | None = None
+    kvm_module_mainline: bool | None = None
 
-    def as_dict(self) -> dict[str, str | int]:
+    def as_dict(self) -> dict[str, str | int | bool | None]:
         """All fields, for JSON."""
         return asdict(self)
 
@@ -46,12 +54,22 @@ def probe_host(root: Path = _ROOT) -> Host:
     Raises:
         HostError: /proc is missing, or not what Linux has there.
     """
+    modules = sorted(path.name for path in (root / _MODULES).glob("kvm_*"))
     return Host(
         kernel=_read(root / "proc/sys/kernel/osrelease").strip(),
         cpu_model=_fields(_read(root / "proc/cpuinfo")).get("model name", ""),
         cpus=len(os.sched_getaffinity(0)),
         memory_available_bytes=memory_available_bytes(root),
+        kvm_module=", ".join(modules) or None,
+        kvm_module_mainline=all(_is_mainline(root, name) for name in modules) if modules else None,
     )
+
+
+def _is_mainline(root: Path, module: str) -> bool:
+    """Whether a vendor module of KVM has a name that mainline has, and was not built apart."""
+    taint = root / _MODULES / module / "taint"  # a module that is built in has none
+    out_of_tree = taint.exists() and "O" in _read(taint)
+    return module in _MAINLINE_MODULES and not out_of_tree
 
 
 def memory_available_bytes(root: Path = _ROOT) -> int:

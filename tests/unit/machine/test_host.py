@@ -84,6 +84,27 @@ def test_probe_reads_what_linux_tells(root: FakeRoot) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("files", "module", "mainline"),
+    [
+        ({}, None, None),
+        ({"kvm/parameters/x": ""}, None, None),
+        ({"kvm/x": "", "kvm_intel/parameters/pml": "Y"}, "kvm_intel", True),
+        ({"kvm_amd/taint": "\n"}, "kvm_amd", True),
+        ({"kvm_amd/taint": "OE\n"}, "kvm_amd", False),
+        ({"kvm_pvm/x": ""}, "kvm_pvm", False),
+        ({"kvm_amd/x": "", "kvm_intel/x": ""}, "kvm_amd, kvm_intel", True),
+    ],
+)
+def test_kvm_s_vendor_module(
+    root: FakeRoot, files: dict[str, str], module: str | None, mainline: bool | None
+) -> None:
+    for name, text in files.items():
+        root.write(f"sys/module/{name}", text)
+    host = probe_host(root.path)
+    assert (host.kvm_module, host.kvm_module_mainline) == (module, mainline)
+
+
 def test_probe_without_a_cpu_model(root: FakeRoot) -> None:
     root.write("proc/cpuinfo", "processor : 0\n")
     assert probe_host(root.path).cpu_model == ""
@@ -98,6 +119,8 @@ def test_probe_of_this_host() -> None:
         "cpu_model": host.cpu_model,
         "cpus": host.cpus,
         "memory_available_bytes": host.memory_available_bytes,
+        "kvm_module": host.kvm_module,
+        "kvm_module_mainline": host.kvm_module_mainline,
     }
 
 
