@@ -11,7 +11,7 @@ from qemu_ring.cli.options import qemu_option
 from qemu_ring.cli.output import print_json
 from qemu_ring.cli.running import run
 from qemu_ring.errors import ExitStatus
-from qemu_ring.machine import Diagnosis, Finding, Host, diagnose
+from qemu_ring.machine import Diagnosis, Finding, diagnose
 
 __all__ = ["doctor"]
 
@@ -58,7 +58,7 @@ def _print_table(diagnosis: Diagnosis) -> None:
     console = Console(highlight=False)
     host = diagnosis.host
     console.print(Text(f"Linux {host.kernel}, {host.cpus} CPUs, {host.cpu_model}"))
-    console.print(Text(f"KVM's vendor module: {_module(host)}"))
+    console.print(Text(f"KVM's vendor module: {host.kvm_in_words}"))
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     table.add_column("what", no_wrap=True)
@@ -75,10 +75,3 @@ def _print_table(diagnosis: Diagnosis) -> None:
         console.print("All that `qemu-ring prove` needs is here.")
     else:
         console.print("Something is missing that `qemu-ring prove` needs: see above.")
-
-
-def _module(host: Host) -> str:
-    if host.kvm_module is None:
-        return "not known"
-    whose = "mainline's" if host.kvm_module_mainline else "NOT one of mainline Linux"
-    return f"{host.kvm_module}, {whose}"

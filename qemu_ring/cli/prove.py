@@ -184,6 +184,7 @@ def _print_verdict(result: ProveResult) -> None:
     console.print(
         Text(
             f"{result.seconds:.1f} s; the guest wrote {result.first_write_seconds * 1000:.0f} ms "
-            f"after QEMU's start; kernel {result.host.kernel}, {result.host.cpu_model}."
+            f"after QEMU's start; kernel {result.host.kernel}, {result.host.cpu_model}; "
+            f"KVM's vendor module: {result.host.kvm_in_words}."
         )
     )

@@ -43,6 +43,14 @@ class Host:
     kvm_module: str | None = None
     kvm_module_mainline: bool | None = None
 
+    @property
+    def kvm_in_words(self) -> str:
+        """KVM's vendor module, and whose it is."""
+        if self.kvm_module is None:
+            return "not known"
+        whose = "mainline's" if self.kvm_module_mainline else "NOT one of mainline Linux"
+        return f"{self.kvm_module}, {whose}"
+
     def as_dict(self) -> dict[str, str | int | bool | None]:
         """All fields, for JSON."""
         return asdict(self)

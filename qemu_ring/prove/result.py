@@ -139,6 +139,17 @@ class ProveResult:
         return sum(one.stale_pages for one in self.rounds)
 
     @property
+    def loss_bound(self) -> float | None:
+        """What a run that lost nothing says: less than so many removals in one lose a page.
+
+        At a confidence of 95 %, if removals do not depend on each other: 3 by the number of
+        removals. None where something was lost, nothing removed, or in a control run.
+        """
+        if self.stale_pages or not self.removals or self.options.control is not None:
+            return None
+        return 3 / self.removals
+
+    @property
     def shapes(self) -> tuple[ShapeTotal, ...]:
         """By shape of removal, in the order of `Shape`."""
         totals = []
@@ -179,6 +190,7 @@ class ProveResult:
             "removals": self.removals,
             "pages_written": self.pages_written,
             "stale_pages": self.stale_pages,
+            "loss_bound": self.loss_bound,
             "stale": [asdict(page) for page in self.stale],
             "seconds": round(self.seconds, 3),
             "first_write_seconds": round(self.first_write_seconds, 4),

@@ -138,12 +138,18 @@ def _clean_meaning(result: ProveResult) -> list[str]:
         (
             f"The guest wrote {result.pages_written:,} pages of a memory slot that was removed and "
             "added again, and every byte of its memory arrived. It shows that nothing was lost in "
-            "this run, not that nothing can be; more --seconds make it say more."
+            f"this run, not that nothing can be{_bound(result)}; more --seconds make it say more."
         ),
         *_shapes(result),
         *_flush(result),
         *_re_add(result),
     ]
+
+
+def _bound(result: ProveResult) -> str:
+    if result.loss_bound is None:
+        return ""
+    return f": less than one removal in {1 / result.loss_bound:,.0f} lost a page, at 95 %"
 
 
 def _re_add(result: ProveResult) -> list[str]:

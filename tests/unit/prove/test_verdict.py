@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from qemu_ring.dirty import Tracking
 from qemu_ring.errors import ExitStatus
 from qemu_ring.machine import Host, KvmCapabilities, QemuBinary
@@ -175,3 +177,16 @@ def test_best_effort_has_no_late_pages_to_boast_of() -> None:
     assert "dropped 19 dirty ring entries whose slot was gone" in said
     assert "late page" not in said
     assert "held the vCPUs" not in said
+
+
+def test_clean_says_how_much_it_says() -> None:
+    result = made(0)
+    assert result.removals == 100
+    assert result.as_dict()["loss_bound"] == 0.03
+    assert "less than one removal in 33 lost a page, at 95 %" in words(result)
+
+
+@pytest.mark.parametrize("result", [made(1), made(0, control=Control.NO_REMOVALS)])
+def test_no_bound_where_it_says_nothing(result: ProveResult) -> None:
+    assert result.loss_bound is None
+    assert "at 95 %" not in words(result)
