@@ -26,6 +26,7 @@ class _Place(NamedTuple):
 
 _COMMANDS = {
     "build": _Place("build", "build_command", "Build a QEMU that loses no dirty bits."),
+    "control": _Place("control", "control", "Change a migration under way, pause, end or show it."),
     "dirty-rate": _Place("dirty_rate", "dirty_rate", "Measure how fast a guest dirties memory."),
     "doctor": _Place("doctor", "doctor", "Tell what this host and this QEMU can do."),
     "experiment": _Place(

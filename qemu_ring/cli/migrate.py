@@ -30,8 +30,12 @@ from qemu_ring.migration import (
     Aftermath,
     Channel,
     Compression,
+    GoalDecision,
+    GoalOutcome,
+    GoalThen,
     GuestAt,
     Migration,
+    MigrationAbortedError,
     MigrationPlan,
     MigrationResult,
     Sample,
@@ -40,6 +44,7 @@ from qemu_ring.migration import (
     restore,
 )
 from qemu_ring.migration.blocks import opened_blocks
+from qemu_ring.migration.control import control_socket
 from qemu_ring.qmp import commands
 from qemu_ring.verify import Block
 
@@ -111,6 +116,29 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
 @click.option(
     "--abort-no-progress", type=COUNT, metavar="N", help="Cancel after N passes without progress."
 )
+@click.option(
+    "--within",
+    type=SECONDS,
+    metavar="TIME",
+    help="Converge within this time; see --downtime and --then.",
+)
+@click.option(
+    "--downtime",
+    type=Duration(0.001, 2000),
+    metavar="TIME",
+    help="With --within: standstill, at most, allowed step by step.  [default: 300ms]",
+)
+@click.option(
+    "--then",
+    type=click.Choice(get_args(GoalThen)),
+    help="With --within: what is done when that does not suffice.  [default: throttle]",
+)
+@click.option(
+    "--postcopy-bandwidth",
+    type=RATE,
+    metavar="RATE",
+    help="Bytes a second, at most, after a switchover to postcopy; 0: no limit.",
+)
 @click.option("--verify", is_flag=True, help="Compare all memory before the guest goes on.")
 @click.option(
     "--if-stale",
@@ -124,6 +152,12 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
     is_flag=True,
     help="See a migration to its end whose controller is gone, or postcopy's channel.",
 )
+@click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    metavar="SOCKET",
+    help="Make this socket, for qemu-ring control to change the migration.",
+)
 @click.option("--leave-paused", is_flag=True, help="Leave the guest paused at the destination.")
 @json_option
 def migrate(
@@ -133,6 +167,7 @@ def migrate(
     from_file: Path | None,
     overwrite: bool,
     recover: bool,
+    control: Path | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -146,6 +181,8 @@ def migrate(
         raise UsageError("name a DESTINATION, --to-file FILE or --from-file FILE, one of them")
     if overwrite and to_file is None:
         raise UsageError("--overwrite needs --to-file")
+    if control is not None and (recover or from_file is not None):
+        raise UsageError("--control is for a migration from its start, or for saving")
     monitors = {"source": source, "destination": destination}
     plan = plan_of(options | monitors, to_file or from_file)
     verify = bool(options["verify"])
@@ -181,7 +218,12 @@ def migrate(
             click.echo(f"the migration is completed; {aftermath}")
         return ExitStatus.GOOD
     with _progress() as show:
-        outcome = run(_migrate(source, destination, plan, verify, show))
+        outcome = run(_migrate(source, destination, plan, verify, control, show))
+    if isinstance(outcome, _NotCompleted):
+        if as_json:
+            goal = outcome.goal.as_dict()
+            print_json(document("migrate", outcome.source, status="cancelled", goal=goal))
+        raise outcome.error
     if as_json:
         print_json(document("migrate", outcome.source, **outcome.rest, **outcome.result.as_dict()))
     else:
@@ -189,9 +231,12 @@ def migrate(
     stalled = outcome.result.stalled
     if stalled:
         notes.print(f"at the source, {stall_message(stalled)}", soft_wrap=True)
-    comparison = outcome.result.comparison
-    good = not stalled if comparison is None else comparison.equal
-    return ExitStatus.GOOD if good else ExitStatus.BAD
+    return ExitStatus.GOOD if _is_good(outcome.result) else ExitStatus.BAD
+
+
+def _is_good(result: MigrationResult) -> bool:
+    equal = not result.stalled if result.comparison is None else result.comparison.equal
+    return equal and (result.goal is None or result.goal.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +247,23 @@ class _Outcome:
     not_compared: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _NotCompleted:
+    """A migration that was given up because it would not keep to its goal."""
+
+    error: MigrationAbortedError
+    goal: GoalOutcome
+    source: dict[str, object]
+
+
 async def _migrate(
     source: str,
     destination: str | None,
     plan: MigrationPlan,
     verify: bool,
+    control: Path | None,
     show: Callable[[Sample], None],
-) -> _Outcome:
+) -> _Outcome | _NotCompleted:
     async with AsyncExitStack() as stack:
         sides = [await stack.enter_async_context(attached(source, "source"))]
         if destination is not None:
@@ -223,8 +278,21 @@ async def _migrate(
             found = await stack.enter_async_context(opened)
             blocks, left_out = found.blocks, found.left_out
         second = machines[1] if len(machines) > 1 else None
-        async with Migration(machines[0], second, plan, verify=blocks, on_sample=show) as migration:
-            result = await migration.complete()
+        controls = None
+        if control is not None:
+            controls = await stack.enter_async_context(control_socket(control))
+        migration = Migration(
+            machines[0], second, plan, verify=blocks, on_sample=show, on_decision=_tell
+        )
+        try:
+            async with migration:
+                if controls is not None:
+                    controls.migration = migration
+                result = await migration.complete()
+        except MigrationAbortedError as error:
+            if migration.goal_outcome is None:
+                raise
+            return _NotCompleted(error, migration.goal_outcome, sides[0].qemu)
     rest: dict[str, object] = {}
     if second is not None:
         rest = {"destination_qemu": sides[1].qemu, "not_compared": left_out}
@@ -260,6 +328,10 @@ async def _restore(at: str, plan: MigrationPlan) -> tuple[dict[str, object], flo
         seconds = await restore(guest.machine, plan)
         status = await commands.query_status(guest.machine.monitor)
         return guest.qemu, seconds, status.status
+
+
+def _tell(decision: GoalDecision) -> None:
+    notes.print(f"qemu-ring: {decision}", soft_wrap=True, markup=False)
 
 
 @contextmanager
@@ -312,6 +384,13 @@ def _print(result: MigrationResult, not_compared: Sequence[str]) -> None:
             f"downtime: {_ms(downtime.seconds)} from STOP to RESUME, of it "
             f"{_ms(downtime.switchover_seconds)} for the switchover; QEMU's own figure: "
             f"{_ms(downtime.qemu_seconds)}",
+            soft_wrap=True,
+        )
+    if result.goal is not None:
+        goal = result.goal.goal
+        words = f"goal: {goal.within:g} s and {_ms(goal.downtime)} of downtime: "
+        console.print(
+            words + ("kept" if result.goal.kept else f"NOT kept: {result.goal.reason}"),
             soft_wrap=True,
         )
     if result.comparison is not None:

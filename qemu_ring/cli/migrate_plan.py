@@ -18,6 +18,7 @@ from qemu_ring.migration import (
     Exec,
     Fd,
     File,
+    Goal,
     GuestAt,
     Kind,
     MappedRam,
@@ -41,9 +42,14 @@ _MAGIC = b"QEVM"
 """What every stream of a QEMU begins with."""
 _OPTIONS = {
     "kind.after_passes": "--postcopy-after",
+    "goal.downtime": "--downtime",
+    "goal.postcopy_bandwidth": "--postcopy-bandwidth",
+    "goal.then": "--then",
+    "goal.within": "--within",
     "kind.max_bandwidth": "--postcopy-bandwidth",
     "multifd.channels": "--multifd",
     "multifd.level": "--compression-level",
+    "throttle": "--auto-converge or --dirty-limit",
     "throttle.vcpu_limit": "--dirty-limit",
     "xbzrle.cache_size": "--xbzrle",
 }
@@ -94,6 +100,7 @@ def _plan(options: dict[str, Any], channel: Channel) -> MigrationPlan:
             iterations=options["abort_iterations"],
             no_progress_iterations=options["abort_no_progress"],
         ),
+        goal=_goal(options),
         leave_paused=options["leave_paused"],
         if_stale=GuestAt(options["if_stale"]),
     )
@@ -174,6 +181,8 @@ def _check(options: dict[str, Any], channel: Channel) -> None:
         ("compression_level", "compression"),
         ("direct_io", "mapped_ram"),
         ("tls_hostname", "tls_dir"),
+        ("downtime", "within"),
+        ("then", "within"),
     ):
         if options[by] not in (None, False) and options[needed] in (None, False):
             raise UsageError(f"--{_dashed(by)} needs --{_dashed(needed)}")
@@ -203,11 +212,24 @@ def _check(options: dict[str, Any], channel: Channel) -> None:
         )
 
 
+def _goal(options: dict[str, Any]) -> Goal | None:
+    if options["within"] is None:
+        return None
+    chosen: dict[str, Any] = {}
+    if options["downtime"] is not None:
+        chosen["downtime"] = options["downtime"]
+    if options["then"] is not None:
+        chosen["then"] = options["then"]
+    return Goal(options["within"], postcopy_bandwidth=options["postcopy_bandwidth"], **chosen)
+
+
 def _kind(options: dict[str, Any]) -> Kind:
-    kind = options["kind"]
+    kind, bandwidth = options["kind"], options["postcopy_bandwidth"]
     if kind == "postcopy":
         after = options["postcopy_after"]
-        return Postcopy(1 if after is None else after, preempt=options["preempt"])
+        return Postcopy(1 if after is None else after, options["preempt"], bandwidth)
+    if bandwidth is not None and options["then"] != "postcopy":
+        raise UsageError("--postcopy-bandwidth needs --kind postcopy or --then postcopy")
     for name in ("postcopy_after", "preempt"):
         if options[name]:
             raise UsageError(f"--{_dashed(name)} needs --kind postcopy")

@@ -35,10 +35,12 @@ from qemu_ring.guestfile.plan import memory_sizes
 from qemu_ring.machine import find_qemu, probe_host, require_memory, require_space
 from qemu_ring.memslot import query_flush, query_rings
 from qemu_ring.migration import (
+    GoalOutcome,
     GuestDowntime,
     Iteration,
     Migration,
     MigrationAbortedError,
+    MigrationError,
     MigrationResult,
     Sample,
     firmware_writes,
@@ -134,21 +136,18 @@ class Measurement:
         ]
         before, self._started = Written.of(source), time.monotonic()
         removals, seconds = self._removals(source), math.inf
+        migration = Migration(
+            source.machine,
+            destination.machine,
+            migration_plan(self._part),
+            verify=blocks if self._part.verify else (),
+            guest_downtime=None if self._part.verify else _downtime(source, destination),
+            sample_seconds=_SAMPLE_SECONDS,
+            on_sample=self._sample,
+        )
         try:
             async with AsyncExitStack() as stack:
-                migration = await stack.enter_async_context(
-                    Migration(
-                        source.machine,
-                        destination.machine,
-                        migration_plan(self._part),
-                        verify=blocks if self._part.verify else (),
-                        guest_downtime=None
-                        if self._part.verify
-                        else _downtime(source, destination),
-                        sample_seconds=_SAMPLE_SECONDS,
-                        on_sample=self._sample,
-                    )
-                )
+                await stack.enter_async_context(migration)
                 await stack.enter_async_context(self._watching_rings(source))
                 async with nullcontext() if removals is None else removals.going():
                     async for iteration in migration.iterations():
@@ -158,13 +157,20 @@ class Measurement:
                 # What follows the last pass is the switchover, or the end.
                 result = await migration.complete(timeout=self._part.time_limit)
                 seconds = result.seconds
+                self._note_goal(result.goal)
                 return result
+        except MigrationError:
+            self._note_goal(migration.goal_outcome)
+            raise
         finally:
             after = Written.of(source)
             if after is not None and before is not None:
                 self.record |= after.since(before)
             if removals is not None:
                 self.record["removals"] = removals.records(self._started, seconds)
+
+    def _note_goal(self, outcome: GoalOutcome | None) -> None:
+        self.record["goal"] = None if outcome is None else outcome.as_dict()
 
     def _removals(self, source: RunningGuest) -> Removals | None:
         if self._part.removals is None:

@@ -9,6 +9,7 @@ from qemu_ring.migration import (
     AutoConverge,
     DirtyLimit,
     Fd,
+    Goal,
     MigrationPlan,
     Multifd,
     PlanError,
@@ -21,7 +22,9 @@ from qemu_ring.migration import (
 __all__ = ["channel_of", "migration_plan", "plan_problem"]
 
 _KEYS = {
+    "goal.postcopy_bandwidth": "postcopy_bandwidth",
     "kind.after_passes": "after_passes",
+    "kind.max_bandwidth": "postcopy_bandwidth",
     "multifd.channels": "multifd",
     "multifd.level": "compression_level",
     "xbzrle.cache_size": "xbzrle",
@@ -38,9 +41,10 @@ def migration_plan(part: CellPart) -> MigrationPlan:
     """
     wanted = part.migration
     _require_needed(wanted)
+    goal = wanted.goal
     return MigrationPlan(
         kind=(
-            Postcopy(wanted.after_passes, wanted.preempt)
+            Postcopy(wanted.after_passes, wanted.preempt, wanted.postcopy_bandwidth)
             if wanted.kind == "postcopy"
             else Precopy()
         ),
@@ -61,6 +65,16 @@ def migration_plan(part: CellPart) -> MigrationPlan:
             seconds=wanted.abort.seconds,
             iterations=wanted.abort.iterations,
             no_progress_iterations=wanted.abort.no_progress_iterations,
+        ),
+        goal=(
+            Goal(
+                goal.within,
+                goal.downtime,
+                goal.then,
+                None if wanted.kind == "postcopy" else wanted.postcopy_bandwidth,
+            )
+            if goal is not None
+            else None
         ),
     )
 
@@ -88,6 +102,8 @@ def _require_needed(wanted: MigrationPart) -> None:
         raise UsageError("compression needs multifd")
     if wanted.compression_level is not None and wanted.compression == "none":
         raise UsageError("compression-level needs compression")
+    if wanted.postcopy_bandwidth is not None and wanted.kind != "postcopy" and not wanted.goal:
+        raise UsageError("postcopy-bandwidth needs the kind postcopy, or a goal's then: postcopy")
 
 
 def _throttle(wanted: MigrationPart) -> AutoConverge | DirtyLimit | None:

@@ -47,6 +47,7 @@ def empty_record(status: Status, error: str) -> dict[str, Any]:
         "status": status.value,
         "error": error,
         "migration": None,
+        "goal": None,
         "removals": [],
         "pages_written": None,
         "pages_written_by_vcpu": None,

@@ -317,6 +317,9 @@ def _together(guest: GuestDescription, part: CellPart) -> Iterator[Problem]:
             ("migration", "throttle"),
             "dirty-limit needs guest.tracking ring:SIZE; exclude others",
         )
+    goal = part.migration.goal
+    if goal is not None and goal.then == "dirty-limit" and not ring:
+        yield ("migration", "goal", "then"), "dirty-limit needs guest.tracking ring:SIZE"
     if part.removals is not None:
         yield from _removals(guest, part.removals.slots)
 
@@ -332,6 +335,12 @@ def _never(part: CellPart) -> Iterator[Problem]:
     elif abort is not None and settle + abort >= limit:
         yield (
             ("migration", "abort", "seconds"),
+            f"must be less than {limit - settle:g} s, what time-limit leaves after settle-seconds",
+        )
+    goal = part.migration.goal
+    if goal is not None and settle + goal.within >= limit:
+        yield (
+            ("migration", "goal", "within"),
             f"must be less than {limit - settle:g} s, what time-limit leaves after settle-seconds",
         )
 

@@ -8,13 +8,14 @@ from pydantic import AfterValidator, Field
 
 from qemu_ring.guestfile import GuestDescription
 from qemu_ring.guestfile.fields import ExistingFile, Number, Part, Rate, Seconds, Size, wrong
-from qemu_ring.migration import Compression, ZeroPage
+from qemu_ring.migration import Compression, GoalThen, ZeroPage
 
 __all__ = [
     "AbortPart",
     "AutoConvergePart",
     "CellPart",
     "DirtyLimitPart",
+    "GoalPart",
     "MigrationPart",
     "NetworkPart",
     "PlanPart",
@@ -78,6 +79,17 @@ class AbortPart(Part):
     """Passes in a row that began with no less to send than the best before them."""
 
 
+class GoalPart(Part):
+    """A time and a downtime to keep to. One that is given up is recorded as not converged."""
+
+    within: Seconds = Field(gt=0)
+    """Time from the migration's start until the destination has all."""
+    downtime: Seconds = Field(0.3, ge=0.001, le=2000)
+    """Time that the guest may stand still; allowed step by step."""
+    then: GoalThen = "throttle"
+    """What is done when that does not suffice."""
+
+
 class MigrationPart(Part):
     """How the guest is migrated."""
 
@@ -86,6 +98,8 @@ class MigrationPart(Part):
     """For postcopy: passes of precopy before the switchover."""
     preempt: bool = False
     """For postcopy: a channel of its own for pages that the guest waits for."""
+    postcopy_bandwidth: Bandwidth | None = None
+    """For postcopy, the goal's too: bytes a second after the switchover."""
     channel: Literal["fd", "tcp"] | None = None
     """A socket pair, or TCP on this host; by default tcp where several connections are needed."""
     multifd: int = Field(0, ge=0, le=255)
@@ -111,6 +125,8 @@ class MigrationPart(Part):
     switchover_ack: bool = False
     """Switch over only when the destination is ready."""
     abort: AbortPart = AbortPart()
+    goal: GoalPart | None = None
+    """Converge within a time; takes the place of downtime-limit."""
 
 
 class NetworkPart(Part):

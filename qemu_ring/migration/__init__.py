@@ -13,6 +13,14 @@ from qemu_ring.migration.errors import (
     PlanError,
     PostcopyPausedError,
 )
+from qemu_ring.migration.goal import (
+    Goal,
+    GoalAction,
+    GoalDecision,
+    GoalFigures,
+    GoalOutcome,
+    GoalThen,
+)
 from qemu_ring.migration.migration import Migration
 from qemu_ring.migration.plan import (
     AbortRules,
@@ -69,6 +77,12 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "AutoConverge",
     "DirtyLimit",
     "AbortRules",
+    "Goal",
+    "GoalThen",
+    "GoalOutcome",
+    "GoalDecision",
+    "GoalAction",
+    "GoalFigures",
     "Timeline",
     "Iteration",
     "Sample",

@@ -109,17 +109,24 @@ class Ending:
                 raise await self._error(f"the destination failed: {error}") from error
         with suppress(QmpError):  # the guest has moved: its former QEMU may go
             await watch.refresh()
+        seconds = max(arrived, watch.ended_at) - watch.started_at
+        downtime = await self._downtime()
         return MigrationResult(
             status=watch.status,
             kind=self._plan.kind_name,
             channel=self._plan.channel.words,
-            seconds=max(arrived, watch.ended_at) - watch.started_at,
+            seconds=seconds,
             switched_to_postcopy=watch.switched_to_postcopy,
-            downtime=await self._downtime(),
+            downtime=downtime,
             totals=Totals.of(watch.info),
             timeline=watch.recorder.timeline,
             comparison=self._comparison,
             aftermath=await find_aftermath(self._source, self._destination),
+            goal=watch.goal_outcome(
+                seconds,
+                # Comparing memory is no part of what the goal allows.
+                downtime.seconds if self._comparison is None else downtime.switchover_seconds,
+            ),
             problem=self._problem,
             stalled=watch.stalled,
         )

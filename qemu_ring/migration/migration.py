@@ -17,17 +17,21 @@ from qemu_ring.migration.aftermath import find_aftermath, is_in_postcopy
 from qemu_ring.migration.arrival import Arrival
 from qemu_ring.migration.blocks import require_comparable
 from qemu_ring.migration.channel import Channel, Connection
+from qemu_ring.migration.convergence import Convergence
 from qemu_ring.migration.downtime import GuestDowntime
 from qemu_ring.migration.ending import Ending
 from qemu_ring.migration.errors import Aftermath, MigrationCancelledError, MigrationError
-from qemu_ring.migration.plan import CprTransfer, MigrationPlan, Postcopy
+from qemu_ring.migration.goal import GoalDecision, GoalOutcome
+from qemu_ring.migration.live import LiveSettings
+from qemu_ring.migration.plan import CprTransfer, MigrationPlan
 from qemu_ring.migration.postcopy import lost_channel, reconnect
 from qemu_ring.migration.result import MigrationResult
 from qemu_ring.migration.setup import set_up
 from qemu_ring.migration.shield import ShieldedStack
 from qemu_ring.migration.side import Side
+from qemu_ring.migration.steering import Steering
+from qemu_ring.migration.throttling import find_throttle
 from qemu_ring.migration.timeline import Iteration, Sample
-from qemu_ring.migration.values import milliseconds, require_bandwidth, require_downtime
 from qemu_ring.migration.watch import Watch
 from qemu_ring.qmp import (
     CommandError,
@@ -76,6 +80,7 @@ class Migration:
         guest_downtime: watches the guest's own counter; entered and left with the migration.
         sample_seconds: how often QEMU is asked for figures between its events.
         on_sample: called with each of them; what it raises, `complete` raises.
+        on_decision: called with each decision that is made for the plan's goal; likewise.
 
     Raises:
         QemuUnsuitableError: a QEMU cannot do this, or not this mix; nothing was started.
@@ -95,6 +100,7 @@ class Migration:
         guest_downtime: GuestDowntime | None = None,
         sample_seconds: float = 0.1,
         on_sample: Callable[[Sample], None] | None = None,
+        on_decision: Callable[[GoalDecision], None] | None = None,
     ) -> None:
         self.plan = plan or MigrationPlan()
         self.source = source
@@ -103,11 +109,14 @@ class Migration:
         self._guest_downtime = guest_downtime
         self._sample_seconds = sample_seconds
         self._on_sample = on_sample
+        self._on_decision = on_decision
+        self._steering: Steering | None = None
         self._stack = ShieldedStack()
         self._source_side = Side("source", source.monitor)
         self._connection: Connection | None = None
         self._watch: Watch
         self._ending: Ending
+        self._live: LiveSettings
         self._arrival: Arrival | None = None
 
     async def __aenter__(self) -> Self:
@@ -138,6 +147,19 @@ class Migration:
         """QEMU's last figures."""
         return self._watch.recorder.latest
 
+    @property
+    def goal_outcome(self) -> GoalOutcome | None:
+        """Why the plan's goal was not kept, after a migration that did not complete.
+
+        None if the plan has no goal. That of one that completed is in its result.
+        """
+        return None if self._steering is None else self._steering.convergence.failed()
+
+    @property
+    def decisions(self) -> tuple[GoalDecision, ...]:
+        """Those made for the plan's goal so far."""
+        return () if self._steering is None else self._steering.convergence.decisions
+
     async def iterations(self) -> AsyncIterator[Iteration]:
         """Give each pass over memory when it ends, those that have ended already first.
 
@@ -158,21 +180,27 @@ class Migration:
                 return
 
     async def set_parameters(
-        self, *, max_bandwidth: int | None = None, downtime_limit: float | None = None
+        self,
+        *,
+        max_bandwidth: int | None = None,
+        downtime_limit: float | None = None,
+        postcopy_bandwidth: int | None = None,
     ) -> None:
         """Change the migration under way: bytes a second, and seconds of downtime.
 
         Raises:
-            UsageError: it would be another value for QEMU, or QEMU refused it.
+            UsageError: a value that no plan may have, or that QEMU refuses.
         """
-        require_bandwidth("max_bandwidth", max_bandwidth)
-        require_downtime("downtime_limit", downtime_limit)
-        parameters: dict[str, object] = {}
-        if max_bandwidth is not None:
-            parameters["max-bandwidth"] = max_bandwidth
-        if downtime_limit is not None:
-            parameters["downtime-limit"] = milliseconds(downtime_limit)
-        await self._source_side.set_parameters(parameters)
+        await self._live.set(
+            max_bandwidth=max_bandwidth,
+            downtime_limit=downtime_limit,
+            postcopy_bandwidth=postcopy_bandwidth,
+        )
+
+    @property
+    def live(self) -> LiveSettings:
+        """To change the migration under way, pause it, or have it switch over; once it began."""
+        return self._live
 
     # Ending it
 
@@ -321,7 +349,12 @@ class Migration:
         elif self._verify:
             raise UsageError("there is no destination whose memory could be compared")
         require_comparable(self._verify)
-        await set_up(self._stack, self.plan, self._source_side, side, held=bool(self._verify))
+        source, plan = self._source_side, self.plan
+        throttle = await find_throttle(plan, source.monitor)
+        held = bool(self._verify)
+        await set_up(self._stack, plan, source, side, held=held, throttle=throttle)
+        if plan.goal is not None:
+            self._steering = Steering(Convergence(plan.goal, throttle), source, self._on_decision)
 
     async def _begin(self) -> None:
         peer = None if self.destination is None else self.destination.monitor
@@ -345,8 +378,15 @@ class Migration:
 
     async def _start_watch(self) -> None:
         self._watch = Watch(
-            self.source.monitor, self.plan, self._sample_seconds, self._on_sample, self._connected
+            self.source.monitor,
+            self.plan,
+            self._sample_seconds,
+            self._on_sample,
+            self._connected,
+            self._steering,
         )
+        convergence = None if self._steering is None else self._steering.convergence
+        self._live = LiveSettings(self._source_side, self._watch, convergence)
         self._ending = Ending(
             self.source, self._watch, self.plan, self._verify, self._guest_downtime
         )
@@ -362,7 +402,7 @@ class Migration:
                 status = await self._watch.find_status()
             except CommandTimeoutError:
                 # One that hangs takes it when it goes on; after postcopy's switchover it must not.
-                if not isinstance(self.plan.kind, Postcopy):
+                if self.plan.postcopy is None:
                     self._release_destination()
                     await commands.migrate_cancel(self.source.monitor, timeout=_UNHEARD_SECONDS)
                 return

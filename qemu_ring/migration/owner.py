@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -26,16 +26,13 @@ from qemu_ring.errors import DeadlineError, ExitStatus, HostError, QemuRingError
 from qemu_ring.machine import Machine, QemuBinary, credentials, probe_kvm, probe_qemu
 from qemu_ring.memslot import FlushPolicy
 from qemu_ring.migration.errors import MigrationError
-from qemu_ring.migration.shield import to_the_end
+from qemu_ring.migration.requests import RequestServer, ask
 from qemu_ring.migration.toggle import Toggled, toggle
 from qemu_ring.migration.twin import twin_accelerator
 from qemu_ring.qmp import commands
 
 __all__ = ["GuestOwner", "ToggleAnswer", "ToggleRequest", "request_toggle"]
 
-_LINE = 1 << 16
-_ASK_SECONDS = 5.0
-"""For a client to send its request, once it is connected."""
 _FIND_SECONDS = 5.0
 _POLL_SECONDS = 0.02
 
@@ -94,7 +91,6 @@ class GuestOwner:
     log_directory: Path | None = None
     _first: Machine | None = None
     _busy: asyncio.Lock | None = None
-    _answering: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def __aenter__(self) -> GuestOwner:
         self._first = self.machine
@@ -149,28 +145,8 @@ class GuestOwner:
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
         """Take requests of this user's processes; those under way at the end are cancelled."""
-        closing = False
-
-        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if closing:
-                writer.close()
-                return
-            task = asyncio.ensure_future(self._answer(reader, writer))
-            self._answering.add(task)
-            task.add_done_callback(self._answering.discard)
-            task.add_done_callback(lambda _: writer.close())  # it may be cancelled unbegun
-
-        server = await asyncio.start_unix_server(connected, path=_address(os.getpid()), limit=_LINE)
-        try:
+        async with RequestServer(self._answer).serve(_address(os.getpid())):
             yield
-        finally:
-            # Not the server's own wait_closed(): it waits until the clients see fit to leave.
-            closing = True
-            server.close()
-            for task in self._answering:
-                task.cancel()
-            if self._answering:
-                await to_the_end(_all_done(set(self._answering)))
 
     async def _toggle(self, request: ToggleRequest, qemu: QemuBinary) -> Toggled:
         tracking = Tracking.parse(request.tracking)
@@ -191,21 +167,10 @@ class GuestOwner:
                     listening.listen()
             raise
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, line: bytes) -> ToggleAnswer:
         try:
-            if credentials(writer.get_extra_info("socket"))[1] not in {os.getuid(), 0}:
-                return
-            answer = await self._answer_to(reader)
-            writer.write(answer.model_dump_json().encode() + b"\n")
-            await writer.drain()
-        except (ConnectionError, asyncio.TimeoutError):
-            pass  # whoever asked has gone, or never did; the guest has moved, or not, all the same
-
-    async def _answer_to(self, reader: asyncio.StreamReader) -> ToggleAnswer:
-        try:
-            line = await asyncio.wait_for(reader.readline(), _ASK_SECONDS)
             request = ToggleRequest.model_validate_json(line)
-        except (ValidationError, ValueError) as error:
+        except ValidationError as error:
             why = f"not a request: {str(error).splitlines()[0]}"
             return ToggleAnswer(error=why, exit_status=ExitStatus.USAGE)
         try:
@@ -214,10 +179,6 @@ class GuestOwner:
             return ToggleAnswer(error=error.message, hint=error.hint, exit_status=error.exit_status)
         except OSError as error:
             return ToggleAnswer(error=f"it failed: {error}", exit_status=ExitStatus.FAILED)
-
-
-async def _all_done(tasks: set[asyncio.Task[None]]) -> None:
-    await asyncio.wait(tasks)
 
 
 async def request_toggle(
@@ -238,18 +199,13 @@ async def request_toggle(
     """
     reader, writer, owner = await _connect(path)
     try:
-        writer.write(request.model_dump_json().encode() + b"\n")
-        line = await asyncio.wait_for(reader.readline(), timeout)
+        line = await ask(reader, writer, request, timeout=timeout)
     except asyncio.TimeoutError as error:
         raise DeadlineError(
             f"process {owner} did not answer within {timeout:g} s; whether it moves the guest, "
             "or has moved it, is not known",
             hint=f"see which QEMU answers at {path} then",
         ) from error
-    except ConnectionError:
-        line = b""
-    finally:
-        writer.close()
     if not line:
         raise QemuRingError(f"process {owner}, which has the guest, ended or refused to answer")
     answer = ToggleAnswer.model_validate_json(line)

@@ -9,6 +9,7 @@ from typing import Literal
 from qemu_ring.errors import UsageError
 from qemu_ring.migration.channel import Channel, Fd, File
 from qemu_ring.migration.errors import GuestAt, PlanError
+from qemu_ring.migration.goal import Goal
 from qemu_ring.migration.values import (
     require_at_least,
     require_bandwidth,
@@ -247,6 +248,8 @@ class MigrationPlan:
         pause_before_switchover: wait before the switchover, with the guest stopped, until
             `Migration.complete` is called.
         abort: when to give up.
+        goal: a time and a downtime to keep to, and what may be done for it; for precopy. It takes
+            the place of `downtime_limit`.
         leave_paused: leave the guest paused at the destination.
         if_stale: where the guest goes on if verification found stale pages at the destination:
             at the source, which still has all of its memory; at the destination; or nowhere,
@@ -268,6 +271,7 @@ class MigrationPlan:
     switchover_ack: bool = False
     pause_before_switchover: bool = False
     abort: AbortRules = field(default_factory=AbortRules)
+    goal: Goal | None = None
     leave_paused: bool = False
     if_stale: GuestAt = GuestAt.SOURCE
 
@@ -279,7 +283,8 @@ class MigrationPlan:
             raise UsageError(
                 f"{type(self.kind).__name__} saves to a file", hint="give it a File channel"
             )
-        if isinstance(self.kind, Postcopy) and not self.channel.bidirectional:
+        self._check_goal()
+        if self.postcopy is not None and not self.channel.bidirectional:
             raise UsageError(
                 "postcopy needs a channel that goes both ways", hint="use unix, tcp or fd"
             )
@@ -293,6 +298,25 @@ class MigrationPlan:
         if self.if_stale not in (GuestAt.SOURCE, GuestAt.DESTINATION, GuestAt.NOWHERE):
             raise UsageError(f"no guest can be made to go on {self.if_stale}")
         self._check_tls()
+
+    def _check_goal(self) -> None:
+        goal = self.goal
+        if goal is None:
+            return
+        if not isinstance(self.kind, Precopy):
+            raise PlanError(
+                "goal.within",
+                f"is for precopy, not for {self.kind_name}",
+                hint="postcopy can be what is done when it would not be kept",
+            )
+        if self.downtime_limit is not None:
+            raise PlanError("downtime_limit", "cannot be beside a goal, which has its own")
+        if self.throttle is not None and goal.throttles:
+            raise PlanError(
+                "throttle",
+                "cannot be beside a goal that throttles by itself where that is needed",
+                hint="choose the means by what the goal does then",
+            )
 
     def _check_tls(self) -> None:
         if self.tls is None:
@@ -314,6 +338,15 @@ class MigrationPlan:
         """The kind in words, such as background-snapshot."""
         name = type(self.kind).__name__
         return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+
+    @property
+    def postcopy(self) -> Postcopy | None:
+        """How it switches over to postcopy, if it ever may."""
+        if isinstance(self.kind, Postcopy):
+            return self.kind
+        if self.goal is not None and self.goal.then == "postcopy":
+            return Postcopy(max_bandwidth=self.goal.postcopy_bandwidth)
+        return None
 
     @property
     def uses_return_path(self) -> bool:

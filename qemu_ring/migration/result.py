@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from qemu_ring.migration.downtime import Downtime
 from qemu_ring.migration.errors import Aftermath
+from qemu_ring.migration.goal import GoalOutcome
 from qemu_ring.migration.timeline import Timeline
 from qemu_ring.qmp import MigrationInfo, MigrationStatus
 from qemu_ring.verify import Comparison
@@ -71,6 +72,7 @@ class MigrationResult:
         timeline: each iteration, and what was sampled.
         comparison: of both memories, where it was asked for.
         aftermath: how both sides were found.
+        goal: whether the plan's goal was kept; None if it has none.
         problem: why a guest whose memory is stale could not go on at the source; empty as a rule.
         stalled: numbers of vCPUs that KVM did not let run at the source, because it had overrun
             their dirty rings: pages that they wrote before may be stale. Looked for twice a second.
@@ -86,6 +88,7 @@ class MigrationResult:
     timeline: Timeline
     comparison: Comparison | None
     aftermath: Aftermath
+    goal: GoalOutcome | None = None
     problem: str = ""
     stalled: tuple[int, ...] = ()
 
@@ -106,6 +109,7 @@ class MigrationResult:
             "stale": None if comparison is None else [asdict(page) for page in comparison.stale],
             "excused": [] if comparison is None else [asdict(page) for page in comparison.excused],
             "aftermath": aftermath,
+            "goal": None if self.goal is None else self.goal.as_dict(),
             "problem": self.problem,
             "stalled": self.stalled,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qemu_ring.migration.convergence import Convergence
 from qemu_ring.migration.plan import (
     AutoConverge,
     BackgroundSnapshot,
@@ -11,8 +12,8 @@ from qemu_ring.migration.plan import (
     CprTransfer,
     DirtyLimit,
     MigrationPlan,
-    Postcopy,
 )
+from qemu_ring.migration.throttling import Throttle
 from qemu_ring.migration.values import milliseconds
 
 __all__ = ["MANAGED_CAPABILITIES", "Settings", "destination_settings", "source_settings"]
@@ -60,8 +61,8 @@ def _shared(plan: MigrationPlan) -> Settings:
         "xbzrle": plan.xbzrle is not None,
         "mapped-ram": plan.mapped_ram is not None,
         "switchover-ack": plan.switchover_ack,
-        "postcopy-ram": isinstance(plan.kind, Postcopy),
-        "postcopy-preempt": isinstance(plan.kind, Postcopy) and plan.kind.preempt,
+        "postcopy-ram": plan.postcopy is not None,
+        "postcopy-preempt": plan.postcopy is not None and plan.postcopy.preempt,
         "x-ignore-shared": isinstance(plan.kind, CprReboot) and plan.kind.ignore_shared,
     }
     settings = Settings({name for name, on in wanted.items() if on})
@@ -92,8 +93,13 @@ def destination_settings(plan: MigrationPlan, *, held: bool = False) -> Settings
     return settings
 
 
-def source_settings(plan: MigrationPlan) -> Settings:
-    """What the source is set to."""
+def source_settings(plan: MigrationPlan, throttle: Throttle | None = None) -> Settings:
+    """What the source is set to.
+
+    Args:
+        plan: what is wanted.
+        throttle: the means that the plan's goal takes, held until it decides so.
+    """
     settings = _shared(plan)
     wanted = {
         "auto-converge": isinstance(plan.throttle, AutoConverge),
@@ -105,6 +111,9 @@ def source_settings(plan: MigrationPlan) -> Settings:
     if isinstance(plan.kind, CprTransfer):
         settings.parameters["mode"] = "cpr-transfer"
     settings.parameters |= _rates(plan) | _throttle(plan)
+    if throttle is not None:
+        settings.capabilities.add(throttle.means)
+        settings.parameters |= throttle.held
     if plan.xbzrle is not None:
         settings.parameters["xbzrle-cache-size"] = plan.xbzrle.cache_size
     if plan.zero_page is not None:
@@ -120,8 +129,10 @@ def _rates(plan: MigrationPlan) -> dict[str, object]:
         parameters["downtime-limit"] = milliseconds(plan.downtime_limit)
     if plan.switchover_bandwidth is not None:
         parameters["avail-switchover-bandwidth"] = plan.switchover_bandwidth
-    if isinstance(plan.kind, Postcopy) and plan.kind.max_bandwidth is not None:
-        parameters["max-postcopy-bandwidth"] = plan.kind.max_bandwidth
+    if plan.goal is not None:
+        parameters["downtime-limit"] = milliseconds(Convergence(plan.goal).downtime_limit)
+    if plan.postcopy is not None and plan.postcopy.max_bandwidth is not None:
+        parameters["max-postcopy-bandwidth"] = plan.postcopy.max_bandwidth
     return parameters
 
 

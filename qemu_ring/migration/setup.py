@@ -8,6 +8,7 @@ from qemu_ring.dirty import require_safe_numbers
 from qemu_ring.migration.plan import DirtyLimit, MigrationPlan, Tls
 from qemu_ring.migration.settings import destination_settings, source_settings
 from qemu_ring.migration.side import Side, require_support
+from qemu_ring.migration.throttling import Throttle
 
 __all__ = ["set_up"]
 
@@ -19,6 +20,7 @@ async def set_up(
     destination: Side | None,
     *,
     held: bool = False,
+    throttle: Throttle | None = None,
 ) -> None:
     """Set up both sides as the plan wants it; nothing is set if one of them cannot.
 
@@ -28,12 +30,13 @@ async def set_up(
         source: the guest's.
         destination: None if there is none, or it is yet to be started.
         held: whether the guest is held at the destination, to be verified.
+        throttle: the means that the plan's goal takes.
 
     Raises:
         QemuUnsuitableError: a QEMU cannot do it, or not this mix.
         UsageError: a value is out of range, or a side is in the wrong state.
     """
-    sides = [(source, source_settings(plan))]
+    sides = [(source, source_settings(plan, throttle))]
     if destination is not None:
         sides.append((destination, destination_settings(plan, held=held)))
     await require_support(sides)

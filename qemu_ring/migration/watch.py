@@ -11,8 +11,10 @@ from types import TracebackType
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.dirty import StallWatch
 from qemu_ring.migration.aftermath import is_in_postcopy
+from qemu_ring.migration.goal import GoalAction, GoalOutcome
 from qemu_ring.migration.plan import MigrationPlan, Postcopy
 from qemu_ring.migration.shield import stopped
+from qemu_ring.migration.steering import Steering
 from qemu_ring.migration.timeline import Sample, TimelineRecorder
 from qemu_ring.qmp import (
     CommandError,
@@ -53,6 +55,7 @@ class Watch:
         pauses: how often postcopy lost its channel.
         was_running: whether the guest ran until the migration stopped it.
         stalled: numbers of vCPUs that KVM did not let run, as `StallWatch` finds them.
+        suspended: whether the rules of the plan do not count now.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class Watch:
         sample_seconds: float,
         on_sample: Callable[[Sample], None] | None,
         on_connected: Callable[[], None],
+        steering: Steering | None = None,
     ) -> None:
         self._source = source
+        self._steering = steering
         self._plan = plan
         self._sample_seconds = sample_seconds
         self._on_sample = on_sample
@@ -95,6 +100,8 @@ class Watch:
         self.stalled: tuple[int, ...] = ()
         self._stalls = StallWatch()
         self._stalls_due = 0.0
+        self.suspended = False
+        self._suspended_seconds = 0.0
 
     async def __aenter__(self) -> Watch:
         self.was_running = (await commands.query_status(self._source)).running
@@ -206,6 +213,19 @@ class Watch:
         """Whether more than so many passes have ended."""
         return len(self.recorder.timeline.iterations) > count
 
+    def resumed(self, seconds: float) -> None:
+        """Have the rules of the plan count again, without so many seconds."""
+        self.suspended = False
+        self._suspended_seconds += seconds
+        if self._steering is not None:
+            self._steering.convergence.resumed(seconds)
+
+    def goal_outcome(self, seconds: float, downtime: float | None) -> GoalOutcome | None:
+        """Whether the plan's goal was kept, with these times; None if it has none."""
+        if self._steering is None:
+            return None
+        return self._steering.convergence.outcome(seconds, downtime)
+
     async def refresh(self) -> None:
         """Ask again, because QEMU adds up the totals only after it calls it completed."""
         self.info = await self._ask()
@@ -294,7 +314,7 @@ class Watch:
             self._passes = int(event.data["pass"])
             self.recorder.begin(self._passes, event.arrived)
             # Postcopy's urgent channel is connected no sooner than at the switchover.
-            if self._passes > 1 and not isinstance(self._plan.kind, Postcopy):
+            if self._passes > 1 and self._plan.postcopy is None:
                 self._on_connected()
         elif event.name == "MIGRATION":
             status = MigrationStatus(event.data["status"])
@@ -335,8 +355,10 @@ class Watch:
             self._passes_without_progress += 1
 
     async def _apply_rules(self) -> None:
-        """Switch to postcopy, or abort, when the plan says so."""
-        if self.settled or self._held_back or self.status is MigrationStatus.CANCELLING:
+        """Switch to postcopy, keep to the goal, or abort, when the plan says so."""
+        if self.settled or self._held_back or self.suspended:
+            return
+        if self.status is MigrationStatus.CANCELLING:
             return
         kind, asked = self._plan.kind, self._switch_asked_at
         if isinstance(kind, Postcopy) and asked is None and self._passes > kind.after_passes:
@@ -345,14 +367,27 @@ class Watch:
             return
         if asked is not None and time.monotonic() < asked + _SWITCH_SECONDS:
             return
-        reason = self._reason_to_abort()
+        reason = self._reason_to_abort() or await self._keep_to_goal()
         if reason and not self.abort_reason:
             self.abort_reason = reason
             await self._cancel()
 
+    async def _keep_to_goal(self) -> str:
+        """Do what is decided for the plan's goal; returns why it is to be given up, if it is."""
+        sample = self.recorder.latest
+        if self._steering is None or sample is None:
+            return ""
+        for decision in await self._steering.steer(sample):
+            if decision.action is GoalAction.CANCEL:
+                return decision.reason
+            if decision.action is GoalAction.POSTCOPY:
+                with suppress(CommandError):  # it may have switched over by itself
+                    await self.start_postcopy()
+        return ""
+
     def _reason_to_abort(self) -> str:
         rules = self._plan.abort
-        seconds = time.monotonic() - self.started_at
+        seconds = time.monotonic() - self.started_at - self._suspended_seconds
         if rules.seconds is not None and seconds > rules.seconds:
             return f"it took longer than {rules.seconds:g} s"
         if rules.iterations is not None and self._passes > rules.iterations:

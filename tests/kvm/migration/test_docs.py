@@ -44,7 +44,7 @@ def test_other_examples_name_what_there_is() -> None:
 
 def test_commands_parse() -> None:
     lines = re.findall(r"^qemu-ring migrate (.*)$", TEXT, re.MULTILINE)
-    assert len(lines) == 7
+    assert len(lines) == 10
     for line in lines:
         with click.Context(migrate) as context:
             migrate.parse_args(context, line.split())

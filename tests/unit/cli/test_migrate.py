@@ -19,7 +19,7 @@ from qemu_ring.cli.migrate_plan import (
 )
 from qemu_ring.errors import UsageError
 from qemu_ring.machine import Machine
-from qemu_ring.migration import MappedRam, MigrationPlan, Multifd
+from qemu_ring.migration import Goal, MappedRam, MigrationPlan, Multifd, Postcopy
 from qemu_ring.qmp import MigrationInfo
 
 
@@ -35,6 +35,37 @@ def test_options_of_a_plan() -> None:
     assert plan("--to-file=x", "--mapped-ram", "--direct-io").mapped_ram == MappedRam(True)
     assert plan("twin", "--switchover-bandwidth=1G").switchover_bandwidth == 1 << 30
     assert plan("twin", "--max-bandwidth=0", "--downtime-limit=0.25").max_bandwidth == 0
+
+
+def test_goal() -> None:
+    made = plan("twin", "--within=90s", "--downtime=50ms", "--then=postcopy").goal
+    assert made == Goal(90, 0.05, "postcopy")
+    assert plan("twin", "--within=1min").goal == Goal(60, 0.3, "throttle")
+    rate = plan("twin", "--within=1", "--then=postcopy", "--postcopy-bandwidth=1M").goal
+    assert rate is not None
+    assert rate.postcopy_bandwidth == 1 << 20
+    kind = plan("twin", "--kind=postcopy", "--postcopy-bandwidth=1M").kind
+    assert kind == Postcopy(max_bandwidth=1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--downtime=50ms",), "--downtime needs --within"),
+        (("--then=wait",), "--then needs --within"),
+        (("--within=9", "--kind=postcopy"), "--within is for precopy, not for postcopy"),
+        (("--within=9", "--downtime-limit=1"), "--downtime-limit cannot be beside a goal"),
+        (("--within=9", "--auto-converge"), "--auto-converge or --dirty-limit cannot be beside"),
+        (("--postcopy-bandwidth=1M",), "needs --kind postcopy or --then postcopy"),
+        (
+            ("--within=9", "--then=postcopy", "--postcopy-bandwidth=5"),
+            "--postcopy-bandwidth 5 would be no limit",
+        ),
+    ],
+)
+def test_refused_goal(arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan("twin", *arguments)
 
 
 def test_file_to_save_to(tmp_path: Path) -> None:

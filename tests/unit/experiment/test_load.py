@@ -214,6 +214,31 @@ MISTAKES = [
         "e.yaml:12: migration.abort.seconds: must be less than 118 s, what time-limit leaves",
     ),
     ("500 MiB", "99999999 T", "e.yaml:11: migration.max-bandwidth: '99999999 T' is too much"),
+    (
+        "500 MiB",
+        "500 MiB\n  goal: {within: 118s}\ntime-limit: 119",
+        "e.yaml:12: migration.goal.within: must be less than 118 s, what time-limit leaves",
+    ),
+    (
+        "500 MiB",
+        "500 MiB\n  goal: {within: 9s, then: give-up}",
+        "e.yaml:12: migration.goal.then: ",
+    ),
+    (
+        "500 MiB",
+        "500 MiB\n  goal: {within: 9s}\n  downtime-limit: 1s",
+        "e.yaml:13: migration.downtime-limit: cannot be beside a goal",
+    ),
+    (
+        "500 MiB",
+        "500 MiB\n  goal: {within: 9s, then: dirty-limit}",
+        "e.yaml:12: migration.goal.then: dirty-limit needs guest.tracking ring:SIZE",
+    ),
+    (
+        "500 MiB",
+        "500 MiB\n  goal: {within: 9s}\n  postcopy-bandwidth: 1M",
+        "e.yaml:13: migration.postcopy-bandwidth: is for postcopy, and the goal takes none",
+    ),
     ("500 MiB", "9", "e.yaml:11: migration.max-bandwidth: 9 would be no limit: QEMU counts by"),
     (
         "500 MiB",

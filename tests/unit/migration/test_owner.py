@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import os
 import socket
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from qemu_ring._compat import timeout
 from qemu_ring.errors import DeadlineError
 from qemu_ring.machine import named_socket
 from qemu_ring.migration.errors import MigrationError
@@ -65,27 +63,6 @@ async def test_found_again_after_a_twin_that_failed(
         for _ in range(3):
             with pytest.raises(Exception, match="it failed"):
                 await request_toggle(str(path), REQUEST)
-
-
-async def test_client_that_says_nothing_holds_nothing_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with timeout(10):
-        async with owner(tmp_path / "guest", monkeypatch, None) as guest:
-            reader, writer = await asyncio.open_unix_connection(MODULE._address(os.getpid()))
-            writer.write(b"{")
-            while not guest._answering:  # noqa: ASYNC110
-                await asyncio.sleep(0)
-        assert await reader.read() == b""
-    writer.close()
-
-
-async def test_silent_client_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "_ASK_SECONDS", 0.05)
-    async with owner(tmp_path / "guest", monkeypatch, None):
-        reader, writer = await asyncio.open_unix_connection(MODULE._address(os.getpid()))
-        assert await asyncio.wait_for(reader.read(), 5) == b""
-        writer.close()
 
 
 async def test_no_answer_leaves_the_outcome_open(
