@@ -19,7 +19,8 @@ from rich.live import Live
 from rich.text import Text
 
 from qemu_ring.cli.numbers import COUNT
-from qemu_ring.cli.output import print_json
+from qemu_ring.cli.output import notes, print_json
+from qemu_ring.cli.prometheus import metrics_server
 from qemu_ring.cli.running import InterruptedRunError, run
 from qemu_ring.cli.sizes import Duration
 from qemu_ring.cli.top_screen import cropped, guests_lines, head_line, plain_ascii
@@ -64,6 +65,11 @@ _MEASURED_SHARE = 0.8
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a JSON document on a line for each sample."
 )
+@click.option(
+    "--prometheus",
+    metavar="[HOST]:PORT",
+    help="Serve metrics there over HTTP, such as at :9469, and print nothing.",
+)
 def top(
     sockets: tuple[str, ...],
     interval: float,
@@ -71,6 +77,7 @@ def top(
     once: bool,
     measure: bool,
     as_json: bool,
+    prometheus: str | None,
 ) -> int:
     """Watch running guests.
 
@@ -81,6 +88,10 @@ def top(
         raise UsageError("a guest is named twice", hint="name each socket once")
     if once and count is not None:
         raise UsageError("--once and --count contradict each other", hint="leave one out")
+    if prometheus is not None and (once or count is not None or as_json):
+        raise UsageError(
+            "--prometheus goes on until it is ended", hint="leave out --once, --count and --json"
+        )
     console = Console(highlight=False)
     live = console.is_terminal and not console.is_dumb_terminal and not once and not as_json
     if once or not (console.is_terminal or as_json or count):
@@ -94,7 +105,9 @@ def top(
         measure_seconds=interval * _MEASURED_SHARE if measure else None,
     )
     try:
-        if live:
+        if prometheus is not None:
+            run(_serve(watch, prometheus, interval))
+        elif live:
             run(_live(watch, console, interval, count))
         else:
             show = _json_printer(interval, once) if as_json else _text_printer(console)
@@ -133,6 +146,15 @@ async def _print(
             f"no guest was seen: {sights[0].socket}: {sights[0].problem}",
             hint="is QEMU running, with a QMP monitor there?" if gone else "",
         )
+
+
+async def _serve(watch: GuestsWatch, at: str, interval: float) -> None:
+    """Serve samples as metrics, until it is ended; guests may come and go."""
+    async with metrics_server(at) as (collector, url), watch:
+        collector.update(await watch.look(_PATIENCE_SECONDS))
+        notes.print(f"qemu-ring: metrics are at {url}", soft_wrap=True)
+        async for sights in _samples(watch, interval, None, delayed=True):
+            collector.update(sights)
 
 
 def _is_absent(sight: GuestSight) -> bool:
