@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import click
+from rich.text import Text
 
+from qemu_ring.cli.output import notes
 from qemu_ring.cli.running import run
 from qemu_ring.machine import (
     Machine,
@@ -24,6 +26,7 @@ from qemu_ring.qmp import Address, ConnectError, Monitor, parse_address, unix_na
 __all__ = ["Attached", "ask", "attached", "document", "json_option", "socket_argument"]
 
 T = TypeVar("T")
+_REMARK_SECONDS = 5.0
 
 socket_argument = click.argument("socket", metavar="SOCKET")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -53,6 +56,7 @@ async def attached(where: str, name: str | None = None) -> AsyncIterator[Attache
         name: what to call the guest in errors; None for `where`.
     """
     address = await _connected(where)
+    timer = asyncio.get_running_loop().call_later(_REMARK_SECONDS, _tell_of_waiting, where)
     try:
         machine = await Machine.attach(address, name=name or where)
     except ConnectError as error:
@@ -60,6 +64,8 @@ async def attached(where: str, name: str | None = None) -> AsyncIterator[Attache
         told = ConnectError(message, hint=error.hint)
         told.exit_status = error.exit_status
         raise told from error
+    finally:
+        timer.cancel()
     async with machine:
         binary = process = None
         if isinstance(address, sockets.socket):
@@ -67,6 +73,11 @@ async def attached(where: str, name: str | None = None) -> AsyncIterator[Attache
             with suppress(OSError):
                 process = await asyncio.to_thread(serving_process, address)
         yield Attached(machine, process, await _qemu_behind(machine.monitor, binary))
+
+
+def _tell_of_waiting(where: str) -> None:
+    words = f"qemu-ring: {where} does not answer yet; another client may hold that monitor"
+    notes.print(Text(words), soft_wrap=True)
 
 
 def ask(socket: str, question: Callable[[Monitor], Awaitable[T]]) -> tuple[T, dict[str, object]]:

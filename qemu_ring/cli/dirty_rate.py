@@ -9,6 +9,7 @@ import click
 
 from qemu_ring.cli.attached import Attached, attached, document, json_option, socket_argument
 from qemu_ring.cli.numbers import Whole
+from qemu_ring.cli.options import answer_timeout_option
 from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.running import run
 from qemu_ring.cli.sizes import Duration
@@ -50,6 +51,7 @@ __all__ = ["dirty_rate", "mib_per_second"]
     help="For page-sampling: pages of each GiB, 128 to 16384; default: QEMU's 512.",
 )
 @click.option("--watch", is_flag=True, help="Measure again and again, until Ctrl-C.")
+@answer_timeout_option
 @json_option
 def dirty_rate(
     socket: str,

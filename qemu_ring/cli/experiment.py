@@ -23,6 +23,7 @@ from qemu_ring.cli.experiment_results import (
     show_command,
     summary,
 )
+from qemu_ring.cli.options import answer_timeout_option
 from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.running import run
 from qemu_ring.cli.sizes import SIZE
@@ -138,6 +139,7 @@ def plan_command(file: Path, qemu: str | None, as_json: bool) -> int:
 @_memory_option
 @_scheduler_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and an estimate; start nothing.")
+@answer_timeout_option
 @_json_option
 def run_command(
     file: Path,
@@ -183,6 +185,7 @@ def run_command(
     metavar="N",
     help="Measured runs of each cell, if they are to be more than before.",
 )
+@answer_timeout_option
 @_json_option
 def resume_command(
     directory: Path,

@@ -11,6 +11,7 @@ from rich.table import Table
 from qemu_ring.cli.attached import ask, document, json_option, socket_argument
 from qemu_ring.cli.dirty_rate import mib_per_second
 from qemu_ring.cli.numbers import Whole
+from qemu_ring.cli.options import answer_timeout_option
 from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.sizes import RATE
 from qemu_ring.dirty import (
@@ -42,6 +43,7 @@ def limit() -> None:
 
 @limit.command("get")
 @socket_argument
+@answer_timeout_option
 @json_option
 def limit_get(socket: str, as_json: bool) -> int:
     """Show limits, and how fast vCPUs dirtied memory just before."""
@@ -53,6 +55,7 @@ def limit_get(socket: str, as_json: bool) -> int:
 @socket_argument
 @click.argument("rate", type=RATE, metavar="RATE")
 @_vcpu_option
+@answer_timeout_option
 @json_option
 def limit_set(socket: str, rate: int, vcpu: int | None, as_json: bool) -> int:
     """Let each vCPU dirty no more than RATE bytes a second.
@@ -84,6 +87,7 @@ def limit_set(socket: str, rate: int, vcpu: int | None, as_json: bool) -> int:
 @limit.command("cancel")
 @socket_argument
 @_vcpu_option
+@answer_timeout_option
 @json_option
 def limit_cancel(socket: str, vcpu: int | None, as_json: bool) -> int:
     """Let vCPUs dirty memory as fast as they can again."""

@@ -20,6 +20,7 @@ from qemu_ring.cli.migrate_plan import (
     require_two_guests,
 )
 from qemu_ring.cli.numbers import COUNT, Whole
+from qemu_ring.cli.options import answer_timeout_option
 from qemu_ring.cli.output import notes, print_json, progress_bar
 from qemu_ring.cli.running import run
 from qemu_ring.cli.sizes import RATE, SECONDS, SIZE, Duration
@@ -159,6 +160,7 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
     help="Make this socket, for qemu-ring control to change the migration.",
 )
 @click.option("--leave-paused", is_flag=True, help="Leave the guest paused at the destination.")
+@answer_timeout_option
 @json_option
 def migrate(
     source: str,

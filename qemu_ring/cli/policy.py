@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qemu_ring.cli.attached import ask, document, json_option, socket_argument
+from qemu_ring.cli.options import answer_timeout_option
 from qemu_ring.cli.output import print_json
 from qemu_ring.errors import UsageError
 from qemu_ring.memslot import FlushInfo, FlushPolicy, query_flush, set_flush_policy
@@ -21,6 +22,7 @@ def policy() -> None:
 
 @policy.command("get")
 @socket_argument
+@answer_timeout_option
 @json_option
 def policy_get(socket: str, as_json: bool) -> int:
     """Show the flush policy, and what each policy has done."""
@@ -32,6 +34,7 @@ def policy_get(socket: str, as_json: bool) -> int:
 @policy.command("set")
 @socket_argument
 @click.argument("name", metavar="POLICY")
+@answer_timeout_option
 @json_option
 def policy_set(socket: str, name: str, as_json: bool) -> int:
     """Change the flush policy of the running guest at SOCKET.

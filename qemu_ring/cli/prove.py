@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qemu_ring.cli.numbers import COUNT, Number, Whole
-from qemu_ring.cli.options import qemu_option
+from qemu_ring.cli.options import answer_timeout_option, qemu_option
 from qemu_ring.cli.output import Reminder, print_json, progress_bar
 from qemu_ring.cli.running import run
 from qemu_ring.cli.sizes import SECONDS
@@ -84,6 +84,7 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
     help="Where guest memory lives, such as /dev/shm; default: memory without a name.",
 )
 @click.option("--log-dir", type=_DIRECTORY, help="Keep the QEMUs' logs there.")
+@answer_timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def prove_command(
     qemu: str | None,

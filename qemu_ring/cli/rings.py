@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qemu_ring.cli.attached import ask, document, json_option, socket_argument
+from qemu_ring.cli.options import answer_timeout_option
 from qemu_ring.cli.output import notes, print_json
 from qemu_ring.dirty import STALL_ADVICE, StallWatch, stall_message
 from qemu_ring.errors import ExitStatus
@@ -26,6 +27,7 @@ _POLL_SECONDS: Final = 0.1
 
 @click.command()
 @socket_argument
+@answer_timeout_option
 @json_option
 def rings(socket: str, as_json: bool) -> int:
     """Show a guest's dirty rings.

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from qemu_ring.cli.attached import document
+from qemu_ring.cli.options import answer_timeout_option
 from qemu_ring.cli.output import print_json
 from qemu_ring.cli.running import run
 from qemu_ring.errors import ExitStatus, QemuRingError
@@ -47,6 +48,7 @@ def _print_schema(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option("--incoming", metavar="defer|URI", help="Wait for a migration, from URI or by QMP.")
 @click.option("--paused", is_flag=True, help="Start with the vCPUs stopped.")
 @click.option("--log-dir", type=_DIRECTORY, help="Keep QEMU's output, log and serial output there.")
+@answer_timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document once it is up.")
 @click.option(
     "--schema",

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qemu_ring.cli.attached import ask, document, json_option, socket_argument
+from qemu_ring.cli.options import answer_timeout_option
 from qemu_ring.cli.output import print_json
 from qemu_ring.memslot import query_memslots
 
@@ -15,6 +16,7 @@ __all__ = ["slots"]
 
 @click.command()
 @socket_argument
+@answer_timeout_option
 @json_option
 def slots(socket: str, as_json: bool) -> int:
     """List a guest's KVM memslots.

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from qemu_ring.cli.numbers import COUNT
+from qemu_ring.cli.options import answer_timeout_option
 from qemu_ring.cli.output import notes, print_json
 from qemu_ring.cli.prometheus import metrics_server
 from qemu_ring.cli.running import InterruptedRunError, run
@@ -62,6 +63,7 @@ _MEASURED_SHARE = 0.8
     is_flag=True,
     help="Have QEMU measure the dirty rate, by page sampling.",
 )
+@answer_timeout_option
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a JSON document on a line for each sample."
 )

@@ -18,6 +18,7 @@ from qemu_ring.experiment.measure import Measurement
 from qemu_ring.experiment.network import enter_network
 from qemu_ring.experiment.record import Status
 from qemu_ring.experiment.schema import NetworkPart
+from qemu_ring.qmp import set_answer_timeout
 
 __all__ = ["main"]
 
@@ -27,6 +28,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     if asked.get("cpus"):
         os.sched_setaffinity(0, asked["cpus"])
+    set_answer_timeout(asked["answer_timeout"])
     qemu = asked.get("qemu")
     measurement = Measurement(
         asked["specification"], None if qemu is None else Path(qemu), seed=asked["seed"]

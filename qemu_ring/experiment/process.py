@@ -16,6 +16,7 @@ from qemu_ring.experiment.record import Status, empty_record
 from qemu_ring.machine.machine import last_lines
 from qemu_ring.machine.memory import UnnamedFile
 from qemu_ring.machine.process import ChildProcess
+from qemu_ring.qmp import answer_timeout
 
 __all__ = ["run_in_process", "run_labels"]
 
@@ -43,6 +44,7 @@ async def run_in_process(
         "qemu": None if qemu is None else str(qemu),
         "seed": run.seed,
         "cpus": sorted(cpus),
+        "answer_timeout": answer_timeout(),
     }
     started, clock = time.time(), time.monotonic()
     with UnnamedFile("asked") as question, UnnamedFile("record") as answer:

@@ -127,7 +127,7 @@ class WorkloadControl:
             )
         return WorkloadStatistics(tuple(vcpus))
 
-    async def wait_writing(self, *, timeout: float = 10.0) -> WorkloadStatistics:
+    async def wait_writing(self, *, timeout: float = 60.0) -> WorkloadStatistics:
         """Wait until every vCPU that has something to write has written.
 
         One that toggles PCI devices must have done one cycle.
@@ -178,7 +178,7 @@ class WorkloadControl:
             await asyncio.sleep(_POLL_SECONDS)
         return statistics
 
-    async def set_streams(self, streams: Sequence[Stream], *, timeout: float = 10.0) -> None:
+    async def set_streams(self, streams: Sequence[Stream], *, timeout: float = 60.0) -> None:
         """Change what the vCPUs write, and wait until each has taken it up.
 
         Counters go on. Zipf streams can be given only at start.

@@ -50,7 +50,7 @@ _OVERHEAD = 64 << 20
 _FALLBACK_TSC_HZ = 2_000_000_000
 """Where KVM does not tell; the writers' rates are then off by as much."""
 _POLL_SECONDS = 0.02
-_FIRMWARE_SECONDS, _LINUX_SECONDS = 10.0, 120.0
+_FIRMWARE_SECONDS, _LINUX_SECONDS = 60.0, 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class RunningGuest:
         """Wait until its workload writes; a guest without one is up when its vCPUs run.
 
         Args:
-            timeout: seconds; None for 10, or 120 for Linux.
+            timeout: seconds; None for 60, or 120 for Linux.
 
         Raises:
             DeadlineError: it did not in that time.

@@ -146,14 +146,14 @@ def find_qemu(path: str | None = None) -> Path:
 _PROBED: dict[_File, QemuBinary] = {}
 
 
-async def probe_qemu(path: Path, *, timeout: float = 10.0) -> QemuBinary:
+async def probe_qemu(path: Path, *, timeout: float | None = None) -> QemuBinary:
     """Ask a QEMU binary what it is and what it can do; needs no KVM and no guest.
 
     It is started for that, once for as long as the file stays the same.
 
     Args:
         path: the binary.
-        timeout: seconds.
+        timeout: seconds until it answers; None for `qmp.answer_timeout()`.
 
     Raises:
         QemuUnsuitableError: it is no QEMU for x86-64; its last words are in the message.
@@ -176,7 +176,7 @@ def _file(path: Path) -> _File | None:
     return path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-async def probe_schema(path: Path, *, timeout: float = 10.0) -> Schema:
+async def probe_schema(path: Path, *, timeout: float | None = None) -> Schema:
     """Ask a QEMU binary for all that its QMP offers, as `probe_qemu` does.
 
     Raises:
@@ -186,13 +186,13 @@ async def probe_schema(path: Path, *, timeout: float = 10.0) -> Schema:
         return await monitor.schema()
 
 
-async def _probe(path: Path, timeout: float) -> QemuBinary:
+async def _probe(path: Path, timeout: float | None) -> QemuBinary:
     async with _asked(path, timeout) as monitor:
         return await _ask(monitor, path)
 
 
 @asynccontextmanager
-async def _asked(path: Path, timeout: float) -> AsyncIterator[Monitor]:
+async def _asked(path: Path, timeout: float | None) -> AsyncIterator[Monitor]:
     """A monitor of a QEMU that is started without a guest, to be asked; it ends with the context.
 
     Raises:

@@ -77,7 +77,7 @@ class Machine:
         name: str = "guest",
         monitors: Sequence[socket.socket] = (),
         log_directory: Path | None = None,
-        timeout: float = 30.0,
+        timeout: float | None = None,
     ) -> Self:
         """Start a QEMU, and return when its monitor answers.
 
@@ -89,7 +89,7 @@ class Machine:
                 others; the caller may close them afterwards.
             log_directory: where to keep NAME.output, NAME.log (trace events too) and
                 NAME.serial when it ends; None to forget them then.
-            timeout: seconds.
+            timeout: seconds; None for `qmp.answer_timeout()`.
 
         Raises:
             MachineError: it ended at once, or its monitor did not answer in time; the
@@ -133,13 +133,15 @@ class Machine:
         )
 
     @classmethod
-    async def attach(cls, address: Address, *, name: str = "guest", timeout: float = 10.0) -> Self:
+    async def attach(
+        cls, address: Address, *, name: str = "guest", timeout: float | None = None
+    ) -> Self:
         """Connect to the QMP monitor of a QEMU that is running already.
 
         Args:
             address: a unix socket's path, or host and port.
             name: what messages call it.
-            timeout: seconds.
+            timeout: seconds; None for `qmp.answer_timeout()`.
 
         Raises:
             ConnectError: nobody answers there.

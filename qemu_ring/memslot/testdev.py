@@ -122,7 +122,8 @@ class MemslotTestdev:
             pause_seconds: time to leave the guest after each transaction. Without it QEMU
                 keeps its big lock throughout: a vCPU that wrote to memory that was not
                 there waits until the end.
-            timeout: seconds; None for the pauses and 0.1 s a transaction on top of 10 s.
+            timeout: seconds; None for the pauses and 0.1 s a transaction on top of what
+                any command may take.
 
         Returns:
             For each transaction, the time it took, nanoseconds.
@@ -134,7 +135,7 @@ class MemslotTestdev:
         """
         await require_patched(self._monitor, _COMMAND)
         if timeout is None:
-            timeout = 10 + len(layouts) * repeat * (pause_seconds + 0.1)
+            timeout = self._monitor.answer_timeout + len(layouts) * repeat * (pause_seconds + 0.1)
         mapped = await self._monitor.call(
             _COMMAND,
             _Mapped,

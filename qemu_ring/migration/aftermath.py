@@ -15,7 +15,6 @@ _SETTLE_SECONDS = 5.0
 _NOTICE_SECONDS = 2.0
 _LATE_SECONDS = 0.3
 _POLL_SECONDS = 0.005
-_ANSWER_SECONDS = 5.0
 _COMPLETED, _FAILED = MigrationStatus.COMPLETED, MigrationStatus.FAILED
 _IN_BETWEEN = "finish-migrate"
 """The source's run state from its stop until QEMU has decided whether it goes on."""
@@ -80,7 +79,7 @@ async def _status(machine: Machine, migration: MigrationStatus | None) -> Status
     deadline = time.monotonic() + _SETTLE_SECONDS
     try:
         while migration is not _SILENT:
-            status = await commands.query_status(machine.monitor, timeout=_ANSWER_SECONDS)
+            status = await commands.query_status(machine.monitor)
             if status.status != _IN_BETWEEN or time.monotonic() > deadline:
                 return status
             if not (await commands.query_migrate(machine.monitor)).is_final:
@@ -98,7 +97,7 @@ async def _migration(machine: Machine | None) -> MigrationStatus | None:
     if machine is None:
         return None
     try:
-        info = await commands.query_migrate(machine.monitor, timeout=_ANSWER_SECONDS)
+        info = await commands.query_migrate(machine.monitor)
     except CommandTimeoutError:
         return _SILENT
     except QmpError:

@@ -79,8 +79,11 @@ class Arrival:
         stays = await stays_when_it_fails(self.machine)
         await commands.migrate_incoming(monitor, uri, exit_on_error=not stays)
 
-    async def complete(self, *, timeout: float) -> None:
+    async def complete(self, *, timeout: float | None = None) -> None:
         """Wait until it has all; may be called again.
+
+        Args:
+            timeout: seconds; None to wait as long as it takes.
 
         Raises:
             MigrationError: it failed.

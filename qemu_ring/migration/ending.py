@@ -81,13 +81,10 @@ class Ending:
         finally:
             await stopped(task)
 
-    async def conclude(self, *, timeout: float) -> MigrationResult:
+    async def conclude(self) -> MigrationResult:
         """See that the destination completes it, too; verify; let the guest go on.
 
-        It may be called again if it was cancelled.
-
-        Args:
-            timeout: seconds for the destination to have all.
+        It may be called again if it was cancelled. It has no deadline of its own.
 
         Raises:
             MigrationError: the destination failed, or memory could not be compared.
@@ -96,7 +93,7 @@ class Ending:
         arrived = watch.ended_at
         if arrival is not None:
             try:
-                await arrival.complete(timeout=timeout)
+                await arrival.complete()
             except QemuRingError as error:
                 raise await self._error(f"the destination failed: {error}") from error
             arrived = arrival.arrived_at or time.monotonic()

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["Migration"]
 
 _CANCEL_SECONDS = 30.0
-_PAUSE_SECONDS = 20.0
 _UNHEARD_SECONDS = 0.1
 
 
@@ -204,14 +203,14 @@ class Migration:
 
     # Ending it
 
-    async def complete(self, *, timeout: float = 3600.0) -> MigrationResult:
+    async def complete(self, *, timeout: float | None = None) -> MigrationResult:
         """Wait until the destination has all; verify; let the guest go on.
 
         A switchover that waits is let through first. After a DeadlineError, or a cancellation,
         it may be called again.
 
         Args:
-            timeout: seconds.
+            timeout: seconds; None to wait as long as it takes (`AbortRules` of the plan end it).
 
         Raises:
             MigrationCancelledError: it was cancelled, or aborted by a rule.
@@ -222,7 +221,7 @@ class Migration:
         clock = deadline(timeout)
         try:
             async with clock:
-                return await self._complete(timeout)
+                return await self._complete()
         except MigrationCancelledError:
             self._release_destination()
             raise
@@ -272,12 +271,15 @@ class Migration:
         """Switch over now, not only after the plan's passes."""
         await self._watch.start_postcopy()
 
-    async def recover(self, channel: Channel | None = None, *, timeout: float = 60.0) -> None:
+    async def recover(
+        self, channel: Channel | None = None, *, timeout: float | None = None
+    ) -> None:
         """Go on with a postcopy migration that lost its channel; then `complete` it.
 
         Args:
             channel: the new way; None for another of the plan's kind.
-            timeout: seconds until both sides go on.
+            timeout: seconds until both sides go on; None to wait as long as it takes. QEMU
+                before 8.2 does not notice that a channel breaks in the recovery.
 
         Raises:
             PostcopyPausedError: the new channel broke, too; it can be tried again.
@@ -431,12 +433,12 @@ class Migration:
     def _close_connection(self, connection: Connection) -> None:
         connection.close(completed=self.status is MigrationStatus.COMPLETED)
 
-    async def _complete(self, timeout: float) -> MigrationResult:
+    async def _complete(self) -> MigrationResult:
         watch = self._watch
         await watch.until(lambda: watch.over or watch.is_paused or watch.is_pre_switchover)
         if watch.is_pre_switchover:
             try:
-                await watch.let_through(timeout=_PAUSE_SECONDS)
+                await watch.let_through()
             except QmpError as error:
                 raise await self._error(f"it did not switch over: {error}") from error
             await watch.until(lambda: watch.over or watch.is_paused)
@@ -444,7 +446,7 @@ class Migration:
         if watch.failure is not None or not watch.completed:
             raise await self._ending.why_not_completed()
         await self._finish_connection()
-        return await self._ending.conclude(timeout=timeout)
+        return await self._ending.conclude()
 
     async def _finish_connection(self) -> None:
         try:

@@ -48,6 +48,8 @@ __all__ = ["GuestsWatch"]
 T = TypeVar("T")
 
 _PATCHED: Final = ("x-query-memslot-flush", "x-query-dirty-rings", "x-query-memslots")
+_GREETING_SECONDS: Final = 10.0
+"""After which it is told that another client may hold the monitor; it is tried again."""
 _LONGEST_MEASUREMENT: Final = 60
 """That QEMU takes, in seconds."""
 
@@ -226,7 +228,9 @@ class _Guest:
         if self._monitor is None or not self._monitor.connected:
             await self.close()
             self._forget()
-            self._monitor = await Monitor.connect(self._address, name=self._name)
+            self._monitor = await Monitor.connect(
+                self._address, name=self._name, timeout=_GREETING_SECONDS
+            )
         return self._monitor
 
     async def _see_flush(self, monitor: Monitor) -> FlushSight:

@@ -40,7 +40,7 @@ async def recover_postcopy(
     channel: Channel | None = None,
     *,
     leave_paused: bool = False,
-    timeout: float = 3600.0,
+    timeout: float | None = None,
 ) -> Aftermath:
     """Go on with a migration whose controller is gone, and see it to its end.
 
@@ -53,7 +53,7 @@ async def recover_postcopy(
         destination: where it is, or goes to.
         channel: the new way; None for a unix socket of our own.
         leave_paused: leave a guest paused that was held; so is one that was paused before.
-        timeout: seconds until both sides have completed it.
+        timeout: seconds until both sides have completed it; None to wait as long as it takes.
 
     Returns:
         how both sides were found then.

@@ -86,11 +86,11 @@ class HeldPrecopy:
     ) -> None:
         await self._stack.aclose()
 
-    async def hold(self, *, timeout: float = 60.0) -> None:
+    async def hold(self, *, timeout: float | None = None) -> None:
         """Start, wait until the first pass is over, and from then on send slowly.
 
         Args:
-            timeout: seconds for the first pass.
+            timeout: seconds for the first pass; None to wait as long as it takes.
 
         Raises:
             EndedEarlyError: it completed, because the guest dirtied too little.
@@ -128,14 +128,14 @@ class HeldPrecopy:
             raise _over(info)
         return info
 
-    async def finish(self, *, timeout: float = 120.0) -> MigrationInfo:
+    async def finish(self, *, timeout: float | None = None) -> MigrationInfo:
         """Stop the guest, send what is left, and return when both sides have it all.
 
         The source is in state postmigrate then; the destination is paused, if it was
         started so.
 
         Args:
-            timeout: seconds.
+            timeout: seconds; None to wait as long as it takes.
 
         Raises:
             MigrationError: it failed, or had ended already.
@@ -166,7 +166,7 @@ class HeldPrecopy:
                 await commands.cont(self._source)
 
     async def _wait(
-        self, events: Listener, wanted: Callable[[Event], bool], timeout: float
+        self, events: Listener, wanted: Callable[[Event], bool], timeout: float | None
     ) -> None:
         """Wait for an event of the migration, or its premature end."""
         event = await events.wait(

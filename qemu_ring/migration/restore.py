@@ -17,13 +17,15 @@ from qemu_ring.qmp import CommandError
 __all__ = ["restore"]
 
 
-async def restore(destination: Machine, plan: MigrationPlan, *, timeout: float = 600.0) -> float:
+async def restore(
+    destination: Machine, plan: MigrationPlan, *, timeout: float | None = None
+) -> float:
     """Load a guest, and let it run unless it was saved paused or the plan leaves it so.
 
     Args:
         destination: the same machine, started with `-incoming defer`.
         plan: what it was saved with; of its channel, the file or the destination's command.
-        timeout: seconds.
+        timeout: seconds; None to wait as long as it takes.
 
     Returns:
         seconds that it took.

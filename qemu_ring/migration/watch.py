@@ -197,13 +197,11 @@ class Watch:
             self._switch_asked_at = None
             raise
 
-    async def let_through(self, *, timeout: float) -> None:
+    async def let_through(self) -> None:
         """Let a switchover that waits go on; no error if it has gone on already."""
         self._let_through = True
         try:
-            await commands.migrate_continue(
-                self._source, MigrationStatus.PRE_SWITCHOVER, timeout=timeout
-            )
+            await commands.migrate_continue(self._source, MigrationStatus.PRE_SWITCHOVER)
         except CommandError:
             await self.refresh()
             if self.info.status is MigrationStatus.PRE_SWITCHOVER:

@@ -29,6 +29,8 @@ from qemu_ring.verify import Comparison, compare
 __all__ = ["Outcome", "Source", "start_source"]
 
 _WALK_SECONDS = 5.0
+_MOVE_SECONDS = 300.0
+"""For what takes a second or two, of a small guest of ours."""
 """A round's walk is cut off after this; what is pending holds a migration open for longer."""
 _POLL_SECONDS = 0.002
 _IDLE_REMOVALS = 64
@@ -193,7 +195,7 @@ class Source:
                 await commands.cont(monitor)
                 await self.control.set_streams(self.plan.ballast)
                 await self._rewrite_ballast()
-                await migration.hold()
+                await migration.hold(timeout=_MOVE_SECONDS)
                 first_pass = _pages(await migration.progress())
                 before, writes = self._tokens(block), self._writes(block)
                 try:
@@ -201,7 +203,7 @@ class Source:
                 except DeadlineError:
                     await migration.progress()  # a guest that has moved on writes nothing
                     raise
-                info = await migration.finish()
+                info = await migration.finish(timeout=_MOVE_SECONDS)
                 comparison = await compare(self.memory.blocks(memory))
         return Outcome(
             kind=kind,

@@ -42,7 +42,8 @@ from qemu_ring.qmp.models import (
     VersionInfo,
     XbzrleCache,
 )
-from qemu_ring.qmp.monitor import DEFAULT_TIMEOUT, Monitor
+from qemu_ring.qmp.monitor import Monitor
+from qemu_ring.qmp.patience import DEFAULT_TIMEOUT, answer_timeout, set_answer_timeout
 from qemu_ring.qmp.schema import Schema
 
 __all__ = [  # noqa: RUF022 - in order of importance
@@ -78,4 +79,6 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "parse_address",
     "unix_name",
     "DEFAULT_TIMEOUT",
+    "answer_timeout",
+    "set_answer_timeout",
 ]

@@ -1,6 +1,7 @@
 """QMP's commands about the dirty rate and its limits, with types; as in `commands`.
 
-Rates are in whole MiB/s here, as QEMU has them (rounded down), and `timeout` is in seconds.
+Rates are in whole MiB/s here, as QEMU has them (rounded down), and `timeout` is in seconds
+(None: the monitor's `answer_timeout`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from qemu_ring.qmp.models import QmpModel
-from qemu_ring.qmp.monitor import DEFAULT_TIMEOUT, Monitor
+from qemu_ring.qmp.monitor import Monitor
 
 __all__ = [
     "AcceleratorInfo",
@@ -73,7 +74,7 @@ async def calc_dirty_rate(
     unit: TimeUnit | None = None,
     mode: str | None = None,
     sample_pages: int | None = None,
-    timeout: float = DEFAULT_TIMEOUT,
+    timeout: float | None = None,
 ) -> None:
     """Begin to measure the dirty rate; `query_dirty_rate` has the result.
 
@@ -94,7 +95,7 @@ async def calc_dirty_rate(
 
 
 async def query_dirty_rate(
-    monitor: Monitor, *, unit: TimeUnit | None = None, timeout: float = DEFAULT_TIMEOUT
+    monitor: Monitor, *, unit: TimeUnit | None = None, timeout: float | None = None
 ) -> DirtyRateInfo:
     """Tell the dirty rate last measured, or that it is being measured.
 
@@ -112,7 +113,7 @@ async def set_vcpu_dirty_limit(
     dirty_rate: int,
     *,
     cpu_index: int | None = None,
-    timeout: float = DEFAULT_TIMEOUT,
+    timeout: float | None = None,
 ) -> None:
     """Limit the dirty rate, in MiB/s, of one vCPU, or that of each; 0 cancels the limit."""
     arguments = {"dirty-rate": dirty_rate, **_index(cpu_index)}
@@ -120,7 +121,7 @@ async def set_vcpu_dirty_limit(
 
 
 async def cancel_vcpu_dirty_limit(
-    monitor: Monitor, *, cpu_index: int | None = None, timeout: float = DEFAULT_TIMEOUT
+    monitor: Monitor, *, cpu_index: int | None = None, timeout: float | None = None
 ) -> None:
     """Cancel the limit of one vCPU, or of all; that there is none is no error.
 
@@ -130,15 +131,13 @@ async def cancel_vcpu_dirty_limit(
 
 
 async def query_vcpu_dirty_limit(
-    monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT
+    monitor: Monitor, *, timeout: float | None = None
 ) -> list[DirtyLimitInfo]:
     """List the vCPUs that have a limit."""
     return await monitor.call("query-vcpu-dirty-limit", list[DirtyLimitInfo], timeout=timeout)
 
 
-async def query_accelerators(
-    monitor: Monitor, *, timeout: float = DEFAULT_TIMEOUT
-) -> AcceleratorInfo:
+async def query_accelerators(monitor: Monitor, *, timeout: float | None = None) -> AcceleratorInfo:
     """Tell which accelerator is in use (QEMU 10.2 or newer)."""
     return await monitor.call("query-accelerators", AcceleratorInfo, timeout=timeout)
 

@@ -89,14 +89,14 @@ class Listener:
         self,
         predicate: Callable[[Event], bool] = lambda _: True,
         *,
-        timeout: float = 10.0,
+        timeout: float | None = 10.0,
         what: str = "",
     ) -> Event:
         """Wait for the next event that the predicate accepts; those before it are dropped.
 
         Args:
             predicate: given each event in turn; by default any event does.
-            timeout: the deadline, in seconds.
+            timeout: the deadline, in seconds; None for none.
             what: what is waited for, in words, for the error's message.
 
         Raises:

@@ -33,14 +33,12 @@ from qemu_ring.qmp.errors import (
 )
 from qemu_ring.qmp.events import EventHub, Listener
 from qemu_ring.qmp.models import AddedFd, VersionInfo
+from qemu_ring.qmp.patience import answer_timeout
 from qemu_ring.qmp.schema import Schema
 
-__all__ = ["DEFAULT_TIMEOUT", "Address", "Monitor"]
+__all__ = ["Address", "Monitor"]
 
 T = TypeVar("T")
-
-DEFAULT_TIMEOUT = 10.0
-"""How long a command may take unless its caller says otherwise, in seconds."""
 
 
 class Monitor:
@@ -53,6 +51,8 @@ class Monitor:
         name: names this connection in messages and logs.
         version: QEMU's major, minor and micro version.
         package: the distribution's name for its package; may be empty.
+        answer_timeout: how long a command may take whose caller does not say, in seconds; may
+            be changed at any time.
     """
 
     # Life cycle: one task, _session, connects, waits for the end of the connection, and calls
@@ -62,6 +62,7 @@ class Monitor:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.answer_timeout = answer_timeout()
         self.version: tuple[int, int, int] = (0, 0, 0)
         self.package = ""
         self._client = Client(name)
@@ -76,7 +77,7 @@ class Monitor:
 
     @classmethod
     async def connect(
-        cls, address: Address, *, name: str = "qemu", timeout: float = DEFAULT_TIMEOUT
+        cls, address: Address, *, name: str = "qemu", timeout: float | None = None
     ) -> Monitor:
         """Connect, take QEMU's greeting and negotiate capabilities.
 
@@ -84,7 +85,7 @@ class Monitor:
             address: where the monitor is. A socket given belongs to the Monitor from here on,
                 and is closed even if this fails.
             name: names this connection in messages and logs.
-            timeout: the deadline for all of it, in seconds.
+            timeout: the deadline for all of it, in seconds; None for `answer_timeout()`.
 
         Raises:
             ConnectError: nobody listens, the peer is no QMP server, or it did not answer in
@@ -94,6 +95,7 @@ class Monitor:
             why, hint = wrong
             raise _no_such_monitor(f"{_no_session(name, address)}: {why}", hint)
         monitor = cls(name)
+        timeout = monitor.answer_timeout if timeout is None else timeout
         monitor._session = asyncio.create_task(monitor._run(address), name=f"qmp {name}")
         try:
             await asyncio.wait(
@@ -154,7 +156,7 @@ class Monitor:
         name: str,
         arguments: Mapping[str, object] | None = None,
         *,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | None = None,
         oob: bool = False,
     ) -> object:
         """Run a QMP command.
@@ -162,7 +164,7 @@ class Monitor:
         Args:
             name: the command, such as ``query-status``.
             arguments: its arguments by QMP name; anything that JSON can carry.
-            timeout: the deadline for the answer, in seconds.
+            timeout: the deadline for the answer, in seconds; None for `answer_timeout`.
             oob: run it out of band, ahead of other commands; for the few that allow it.
 
         Returns:
@@ -185,7 +187,7 @@ class Monitor:
         model: type[T],
         arguments: Mapping[str, object] | None = None,
         *,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | None = None,
     ) -> T:
         """Run a QMP command and parse its result.
 
@@ -202,7 +204,7 @@ class Monitor:
         result = await self.execute(name, arguments, timeout=timeout)
         return _fit(f"{self.name}: the reply to {name}", model, result)
 
-    async def send_fd(self, name: str, fd: int, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    async def send_fd(self, name: str, fd: int, *, timeout: float | None = None) -> None:
         """Give QEMU a duplicate of a file descriptor, under a name (``getfd``).
 
         The caller keeps, and closes, its own `fd`.
@@ -218,7 +220,7 @@ class Monitor:
         *,
         opaque: str,
         fdset: int | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | None = None,
     ) -> int:
         """Give QEMU a duplicate of a file descriptor, in a set that is a file to it (``add-fd``).
 
@@ -255,7 +257,7 @@ class Monitor:
         return self._client.transport
 
     async def _send_fd(
-        self, fd: int, command: str, arguments: Mapping[str, object], timeout: float
+        self, fd: int, command: str, arguments: Mapping[str, object], timeout: float | None
     ) -> object:
         # QEMU keeps only the newest descriptor it received, so it has to be named before the
         # next one is sent. It travels with a blank, which must not land within a message.
@@ -348,8 +350,9 @@ class Monitor:
         self.version, self.package = info.qemu.triple, info.package
 
     @asynccontextmanager
-    async def _answered(self, command: str, timeout: float) -> AsyncIterator[None]:
+    async def _answered(self, command: str, timeout: float | None) -> AsyncIterator[None]:
         """Give a command its deadline, and the library's errors our own types."""
+        timeout = self.answer_timeout if timeout is None else timeout
         clock = deadline(timeout)
         try:
             async with clock:

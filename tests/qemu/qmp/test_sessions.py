@@ -18,7 +18,14 @@ import pytest
 
 from qemu_ring.errors import UsageError
 from qemu_ring.machine.peer import serving_process
-from qemu_ring.qmp import ConnectError, DisconnectedError, Monitor, commands, unix_name
+from qemu_ring.qmp import (
+    CommandTimeoutError,
+    ConnectError,
+    DisconnectedError,
+    Monitor,
+    commands,
+    unix_name,
+)
 from tests.proxy import Session, proxied
 
 pytestmark = pytest.mark.qemu
@@ -204,3 +211,17 @@ async def test_abstract_name_of_nobody() -> None:
     for name in ("@", "@" + "x" * 108):
         with pytest.raises(ConnectError, match="an abstract name has 1 to 107 bytes"):
             await Monitor.connect(name)
+
+
+async def test_answers_that_come_late(qemu: Running, tmp_path: Path) -> None:
+    """As on a host with too much to do; what is late is the answer to no other command."""
+    async with (
+        proxied(qemu.monitors[1], tmp_path / "proxy") as proxy,
+        await Monitor.connect(tmp_path / "proxy") as monitor,
+    ):
+        proxy.delay = 1.0
+        monitor.answer_timeout = 0.2
+        with pytest.raises(CommandTimeoutError, match=r"query-kvm was not answered within 0\.2 s"):
+            await commands.query_kvm(monitor)
+        monitor.answer_timeout = 60
+        assert (await commands.query_version(monitor)).qemu.triple == monitor.version
