@@ -58,7 +58,7 @@ async def attached(where: str, name: str | None = None) -> AsyncIterator[Attache
     address = await _connected(where)
     timer = asyncio.get_running_loop().call_later(_REMARK_SECONDS, _tell_of_waiting, where)
     try:
-        machine = await Machine.attach(address, name=name or where)
+        machine = await Machine.attach(address, name=name or where, again=parse_address(where))
     except ConnectError as error:
         message = error.message.removeprefix(f"{where}: ").replace("a given socket", where)
         told = ConnectError(message, hint=error.hint)

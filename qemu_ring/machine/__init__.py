@@ -11,6 +11,7 @@ from qemu_ring.machine.description import (
 from qemu_ring.machine.diagnosis import Check, Diagnosis, Finding, diagnose
 from qemu_ring.machine.errors import MachineDiedError, MachineError
 from qemu_ring.machine.host import Host, probe_host, require_memory
+from qemu_ring.machine.instance import Instance, Life
 from qemu_ring.machine.kvm import KvmCapabilities, probe_kvm
 from qemu_ring.machine.leftovers import Leftovers, new_folder_name
 from qemu_ring.machine.machine import Machine
@@ -18,12 +19,12 @@ from qemu_ring.machine.memory import UnnamedFile, require_space
 from qemu_ring.machine.named_socket import named_socket
 from qemu_ring.machine.peer import (
     RunningBinary,
-    credentials,
     sees,
     serving_binary,
     serving_process,
     serving_user,
 )
+from qemu_ring.machine.sockets import credentials
 
 __all__ = [
     "Accelerator",
@@ -33,8 +34,10 @@ __all__ = [
     "Disk",
     "Finding",
     "Host",
+    "Instance",
     "KvmCapabilities",
     "Leftovers",
+    "Life",
     "Machine",
     "MachineDescription",
     "MachineDiedError",

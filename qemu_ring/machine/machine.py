@@ -6,8 +6,9 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -17,9 +18,10 @@ import aiofiles
 from qemu_ring.errors import QemuRingError
 from qemu_ring.machine.description import CommandLine, MachineDescription
 from qemu_ring.machine.errors import MachineDiedError, MachineError
+from qemu_ring.machine.instance import Instance, Life
 from qemu_ring.machine.memory import UnnamedFile
 from qemu_ring.machine.process import ChildProcess
-from qemu_ring.qmp import Address, ConnectError, Monitor
+from qemu_ring.qmp import Address, ConnectError, Monitor, QmpError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,6 +30,10 @@ __all__ = ["Machine"]
 
 _LAST_LINES = 3
 _NOTICE_SECONDS = 0.3
+_REGAIN_SECONDS = 10.0
+_IN_VAIN_SECONDS = 8.0
+"""Of these, for a monitor that cannot be regained: what is left is for its process to end."""
+_POLL_SECONDS = 0.05
 _TEXTS = ("output", "log", "serial")
 _log = logging.getLogger(__name__)
 
@@ -65,6 +71,8 @@ class Machine:
         self._process = process
         self._logs = logs or {}
         self._log_directory = log_directory
+        self._instance: Instance | None = None
+        self._patience = _REGAIN_SECONDS
         self._closing = asyncio.Lock()
         self._kept: dict[str, str] | None = None  # texts, once the files are closed
 
@@ -134,7 +142,12 @@ class Machine:
 
     @classmethod
     async def attach(
-        cls, address: Address, *, name: str = "guest", timeout: float | None = None
+        cls,
+        address: Address,
+        *,
+        name: str = "guest",
+        timeout: float | None = None,
+        again: Address | None = None,
     ) -> Self:
         """Connect to the QMP monitor of a QEMU that is running already.
 
@@ -142,11 +155,12 @@ class Machine:
             address: a unix socket's path, or host and port.
             name: what messages call it.
             timeout: seconds; None for `qmp.answer_timeout()`.
+            again: where to connect to if the monitor is lost; None for `address`.
 
         Raises:
             ConnectError: nobody answers there.
         """
-        return cls(name, await Monitor.connect(address, name=name, timeout=timeout))
+        return cls(name, await Monitor.connect(address, name=name, timeout=timeout, again=again))
 
     async def __aenter__(self) -> Self:
         return self
@@ -206,6 +220,55 @@ class Machine:
         lines = last_lines(self.text("output") or self.text("log"))
         return MachineDiedError(f"{self.name}: QEMU ended unasked: {how}: {lines}")
 
+    async def identify(self) -> None:
+        """Find out which QEMU it is, so that it is known again, and its end is seen.
+
+        Of one that was started here that is known.
+        """
+        if self._process is None and self._instance is None:
+            with suppress(QmpError):  # then it is not known
+                self._instance = await Instance.of(self.monitor)
+
+    @property
+    def life(self) -> Life:
+        """What is known of its process; see `identify`."""
+        if self._process is not None:
+            return Life.RUNS if self._process.returncode is None else Life.ENDED
+        return Life.UNKNOWN if self._instance is None else self._instance.life
+
+    async def regain(self) -> bool:
+        """See that its monitor answers again, if the connection to it was lost.
+
+        It is tried for 10 s, the first time, unless it is seen that QEMU has ended.
+
+        Returns:
+            whether it is connected, to the same QEMU; see `identify`.
+        """
+        until = time.monotonic() + self._patience
+        while not self.monitor.connected:
+            if self.life is Life.ENDED:
+                return False
+            if self._may_be_regained and await self._reconnected(until):
+                return True
+            if time.monotonic() > until - (0 if self._may_be_regained else _IN_VAIN_SECONDS):
+                self._patience = 0.0
+                return False
+            await asyncio.sleep(_POLL_SECONDS)
+        return True
+
+    @property
+    def _may_be_regained(self) -> bool:
+        return self._instance is not None and self.monitor.can_reconnect
+
+    async def _reconnected(self, until: float) -> bool:
+        assert self._instance is not None
+        with suppress(QmpError):
+            await self.monitor.reconnect(timeout=max(until - time.monotonic(), _POLL_SECONDS))
+            if await self._instance.is_at(self.monitor):
+                return True
+            await self.monitor.close()  # another QEMU has taken its place
+        return False
+
     def may_end(self) -> None:
         """Let it end without being blamed for the error with which it is left.
 
@@ -214,12 +277,15 @@ class Machine:
         self._may_end = True
 
     async def _is_gone(self) -> bool:
-        """Whether the monitor is lost, or is about to be: a peer may notice first."""
+        """Whether it has ended, or is about to be seen to have: a peer may notice first.
+
+        That the monitor of one that was attached to is lost says nothing of QEMU itself.
+        """
         try:
             await asyncio.wait_for(self.monitor.wait_disconnected(), _NOTICE_SECONDS)
         except asyncio.TimeoutError:
             return False
-        return True
+        return self.owned or self.life is Life.ENDED
 
     async def wait(self) -> None:
         """Wait until a QEMU that was started here has ended by itself; `returncode` tells how."""
@@ -241,6 +307,9 @@ class Machine:
         try:
             await self.monitor.close()
         finally:
+            if self._instance is not None:
+                self._instance.close()
+                self._instance = None
             if self._process is not None:
                 async with self._closing:
                     if self._kept is None:

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import struct
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from qemu_ring.machine.binary import sha256_of
+from qemu_ring.machine.sockets import accepted, children, credentials, sockets_of
 
-__all__ = [
-    "RunningBinary",
-    "credentials",
-    "listens",
-    "sees",
-    "serving_binary",
-    "serving_process",
-    "serving_user",
-]
-
-_CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group
-_CONNECTED = b"03"  # SS_CONNECTED
-_ACCEPTS = b"00010000"  # __SO_ACCEPTCON
+__all__ = ["RunningBinary", "sees", "serving_binary", "serving_process", "serving_user"]
 
 
-class _Socket(Protocol):
+class _Client(Protocol):
     def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
 
-
-class _Client(_Socket, Protocol):
     @property
     def family(self) -> int: ...
 
@@ -51,14 +35,6 @@ class RunningBinary:
 
     path: Path
     sha256: str
-
-
-def credentials(peer: _Socket) -> tuple[int, int, int]:
-    """Process, user and group at the other end: of a server, whoever was last to listen."""
-    pid, uid, gid = _CREDENTIALS.unpack(
-        peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    )
-    return pid, uid, gid
 
 
 async def serving_binary(client: socket.socket) -> RunningBinary | None:
@@ -113,43 +89,6 @@ def serving_process(client: _Client) -> int | None:
     if client.family != socket.AF_UNIX:
         return None
     listener = credentials(client)[0]
-    ends = _accepted(client.getpeername())
-    holders = [pid for pid in (listener, *_children(listener)) if ends & _sockets(pid)]
+    ends = accepted(client.getpeername())
+    holders = [pid for pid in (listener, *children(listener)) if ends & sockets_of(pid)]
     return holders[0] if len(holders) == 1 else None
-
-
-def _accepted(name: str | bytes) -> set[str]:
-    """The connections that were accepted on a socket with this name, as /proc/PID/fd shows them."""
-    connected = (fields for fields in _named(name) if fields[5] == _CONNECTED)
-    return {f"socket:[{fields[6].decode()}]" for fields in connected}
-
-
-def listens(name: str | bytes) -> bool:
-    """Whether a unix socket of this name takes connections; it is not tried."""
-    return any(fields[3] == _ACCEPTS for fields in _named(name))
-
-
-def _named(name: str | bytes) -> Iterator[list[bytes]]:
-    """The lines of /proc/net/unix with this name, taken apart: flags, state, inode are 3, 5, 6."""
-    wanted = os.fsencode(name).replace(b"\0", b"@")  # of an abstract one; the kernel does so
-    for line in Path("/proc/net/unix").read_bytes().split(b"\n"):
-        fields = line.split(maxsplit=7)
-        if len(fields) == 8 and fields[7] == wanted:
-            yield fields
-
-
-def _sockets(pid: int) -> set[str]:
-    found = set()
-    with suppress(OSError):  # it has ended, or is another user's
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):
-                found.add(str(link.readlink()))
-    return found
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
-    return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
-from qemu_ring.machine import Machine
+from qemu_ring.machine import Life, Machine
 from qemu_ring.migration.errors import Aftermath, GuestAt
 from qemu_ring.qmp import CommandTimeoutError, MigrationStatus, QmpError, StatusInfo, commands
 
@@ -29,7 +30,10 @@ def is_in_postcopy(status: MigrationStatus | None) -> bool:
 
 
 async def find_aftermath(source: Machine, destination: Machine | None) -> Aftermath:
-    """Ask both sides; one that is gone, or does not answer, is no error."""
+    """Ask both sides; one that is gone, or does not answer, is no error.
+
+    A monitor that is lost is tried again. A side is gone if that is known; else it is unknown.
+    """
     sends, receives = await _migration(source), await _migration(destination)
     if destination is not None and not (sends is not None and sends.is_active):
         receives = await _settled(destination, receives)
@@ -88,7 +92,8 @@ async def _status(machine: Machine, migration: MigrationStatus | None) -> Status
     except CommandTimeoutError:
         pass
     except QmpError:
-        return None
+        if await _is_gone(machine):
+            return None
     return _SILENT_STATUS
 
 
@@ -96,13 +101,18 @@ async def _migration(machine: Machine | None) -> MigrationStatus | None:
     """What this side says of its migration; None if it is gone."""
     if machine is None:
         return None
-    try:
-        info = await commands.query_migrate(machine.monitor)
-    except CommandTimeoutError:
-        return _SILENT
-    except QmpError:
-        return None
-    return info.status or MigrationStatus.NONE
+    for _ in range(2):
+        with suppress(QmpError):
+            info = await commands.query_migrate(machine.monitor)
+            return info.status or MigrationStatus.NONE
+        if machine.monitor.connected or not await machine.regain():
+            break
+    return None if await _is_gone(machine) else _SILENT
+
+
+async def _is_gone(machine: Machine) -> bool:
+    """Whether it is known to have ended; of one that does not answer it is not."""
+    return not await machine.regain() and machine.life is Life.ENDED
 
 
 async def _settled(machine: Machine, status: MigrationStatus | None) -> MigrationStatus | None:

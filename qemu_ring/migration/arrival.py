@@ -10,12 +10,20 @@ from qemu_ring.errors import DeadlineError
 from qemu_ring.machine import Machine
 from qemu_ring.migration.aftermath import stays_when_it_fails
 from qemu_ring.migration.errors import MigrationError
-from qemu_ring.qmp import CommandTimeoutError, Event, MigrationStatus, Monitor, commands
+from qemu_ring.qmp import (
+    CommandTimeoutError,
+    DisconnectedError,
+    Event,
+    MigrationStatus,
+    Monitor,
+    commands,
+)
 
 __all__ = ["Arrival"]
 
 _EVENT_SECONDS = 60.0
 _POLL_SECONDS = 0.002
+_EVENTS = ("MIGRATION", "RESUME")
 _WAITING = "inmigrate"
 
 
@@ -36,7 +44,7 @@ class Arrival:
         self.resumed_at: float | None = None
         self.switched_at: float | None = None
         self.arrived_at: float | None = None
-        self._events = machine.monitor.events("MIGRATION", "RESUME")
+        self._events = machine.monitor.events(*_EVENTS)
         self._status = MigrationStatus.NONE
 
     def __enter__(self) -> Arrival:
@@ -92,8 +100,13 @@ class Arrival:
         """
         wanted = {MigrationStatus.COMPLETED, MigrationStatus.FAILED}
         while self._status not in wanted:
-            event = await self._events.wait(timeout=timeout, what="end of the migration")
-            self._note(event)
+            try:
+                event = await self._events.wait(timeout=timeout, what="end of the migration")
+            except DisconnectedError:
+                if not await self._regained():
+                    raise
+            else:
+                self._note(event)
         if self._status is MigrationStatus.FAILED:
             info = await commands.query_migrate(self.machine.monitor)
             raise MigrationError(info.error_desc or "QEMU gives no reason")
@@ -122,6 +135,9 @@ class Arrival:
                     raise MigrationError(info.error_desc or "QEMU gives no reason")
             except CommandTimeoutError:  # its main loop waits for a page
                 pass
+            except DisconnectedError:
+                if not await self.machine.regain():
+                    raise
             if time.monotonic() > until:
                 raise DeadlineError(f"{self.machine.name} could not run within {timeout:g} s")
             await asyncio.sleep(_POLL_SECONDS)
@@ -136,7 +152,26 @@ class Arrival:
             QmpError: it is gone.
         """
         while self.resumed_at is None:
-            self._note(await self._events.wait(timeout=timeout, what="RESUME of the destination"))
+            try:
+                event = await self._events.wait(timeout=timeout, what="RESUME of the destination")
+            except DisconnectedError:
+                if not await self._regained():
+                    raise
+                if (await commands.query_status(self.machine.monitor)).running:
+                    return  # when it did is not known
+            else:
+                self._note(event)
+
+    async def _regained(self) -> bool:
+        """Go on by a new connection, if there can be one. What came meanwhile is missed."""
+        if not await self.machine.regain():
+            return False
+        monitor = self.machine.monitor
+        self._events.__exit__(None, None, None)
+        self._events = monitor.events(*_EVENTS)
+        self._events.__enter__()
+        self._status = (await commands.query_migrate(monitor)).status or self._status
+        return True
 
     def _note(self, event: Event) -> None:
         if event.name == "RESUME":

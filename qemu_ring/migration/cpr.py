@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qemu_ring.errors import DeadlineError, UsageError
 from qemu_ring.machine import Leftovers, Machine, new_folder_name
-from qemu_ring.machine.peer import listens
+from qemu_ring.machine.sockets import listens
 from qemu_ring.migration.arrival import Arrival
 from qemu_ring.migration.channel import Unix
 from qemu_ring.migration.migration import Migration

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from qemu_ring.errors import QemuRingError
-from qemu_ring.machine import Machine
+from qemu_ring.machine import Life, Machine
 from qemu_ring.migration.aftermath import find_aftermath, is_in_postcopy
 from qemu_ring.migration.arrival import Arrival
 from qemu_ring.migration.downtime import Downtime, GuestDowntime
@@ -23,7 +23,7 @@ from qemu_ring.migration.postcopy import lost_channel
 from qemu_ring.migration.result import MigrationResult, Totals
 from qemu_ring.migration.shield import stopped, to_the_end
 from qemu_ring.migration.watch import Watch
-from qemu_ring.qmp import MigrationStatus, QmpError, commands
+from qemu_ring.qmp import DisconnectedError, MigrationStatus, QmpError, commands
 from qemu_ring.verify import Block, Comparison, compare
 
 __all__ = ["Ending"]
@@ -132,7 +132,10 @@ class Ending:
         """Make the error that tells what became of a migration that is over, or is paused."""
         watch = self._watch
         if isinstance(watch.failure, QmpError):
-            error = await self._error(f"the source is lost: {watch.failure}")
+            what = "the source is lost"
+            if isinstance(watch.failure, DisconnectedError) and self._source.life is not Life.ENDED:
+                what = "the source's monitor is lost, and what became of its QEMU is not known"
+            error = await self._error(f"{what}: {watch.failure.message}")
             error.__cause__ = watch.failure
             return error
         if watch.failure is not None:
@@ -223,7 +226,7 @@ class Ending:
         self, message: str, kind: type[MigrationError] = MigrationError
     ) -> MigrationError:
         aftermath = await find_aftermath(self._source, self._destination)
-        waits = aftermath.destination == "inmigrate"
+        waits = aftermath.destination == "inmigrate" and aftermath.guest_at is GuestAt.SOURCE
         hint = "start the destination anew before the next try: it waits only once" if waits else ""
         return kind(message, hint=hint, aftermath=aftermath)
 

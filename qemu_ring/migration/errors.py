@@ -52,8 +52,8 @@ class Aftermath:
 
     Args:
         source: its run state, such as "running" or "postmigrate"; "unknown" if it does not
-            answer; None if it is gone.
-        destination: the same; None if it is gone, or there is none.
+            answer, or its monitor is lost; None if it is known to have ended.
+        destination: the same; None if it has ended, or there is none.
         guest_at: where the guest runs.
         recoverable: whether the migration can go on (`Migration.recover`).
         lost: whether memory that the guest needs went with the source. QEMU calls the guest
@@ -73,6 +73,16 @@ class Aftermath:
         """Whether the guest is all there at the source, and nowhere else, and does not run."""
         return self.source == "postmigrate" and self.destination in (None, "inmigrate")
 
+    @property
+    def advice(self) -> str:
+        """What to do, where anything else could end the guest; empty if its place is known."""
+        if self.guest_at is not GuestAt.UNKNOWN:
+            return ""
+        return (
+            "end neither QEMU, and let neither go on, before query-status and query-migrate at "
+            "both monitors have told which of them has the guest"
+        )
+
     def __str__(self) -> str:
         """Say it in one clause, for an error's message."""
         if self.lost:
@@ -81,13 +91,18 @@ class Aftermath:
         if self.has_destination:
             sides += f", destination: {self.destination or 'gone'}"
         where = {
-            GuestAt.SOURCE: "the guest runs on at the source",
-            GuestAt.DESTINATION: "the guest runs at the destination",
+            GuestAt.SOURCE: f"the guest runs on at the source{_but(self.destination)}",
+            GuestAt.DESTINATION: f"the guest runs at the destination{_but(self.source)}",
             GuestAt.BOTH: "the guest runs TWICE, at the source and at the destination",
             GuestAt.UNKNOWN: f"it is not known where the guest runs ({sides})",
             GuestAt.NOWHERE: f"the guest does not run ({sides})",
         }
         return where[self.guest_at]
+
+
+def _but(other: str | None) -> str:
+    """What there is to say of the other side."""
+    return " (of the other side nothing is known)" if other == "unknown" else ""
 
 
 class PlanError(UsageError):
@@ -120,7 +135,9 @@ class MigrationError(QemuRingError):
     """
 
     def __init__(self, message: str, *, hint: str = "", aftermath: Aftermath | None = None) -> None:
-        super().__init__(message if aftermath is None else f"{message}; {aftermath}", hint=hint)
+        if aftermath is not None:
+            message, hint = f"{message}; {aftermath}", hint or aftermath.advice
+        super().__init__(message, hint=hint)
         self.aftermath = aftermath
 
 

@@ -18,7 +18,6 @@ _TRICKLE = 10
 
 QEMU 7.2 then sends a page each 0.1 s; later ones a buffer of 128 KiB.
 """
-_LET_THROUGH_SECONDS = 20.0
 _ANY_DOWNTIME_MS = 2_000_000
 """The most that QEMU takes."""
 
@@ -88,7 +87,7 @@ class LiveSettings:
         """
         watch = self._watch
         if watch.is_pre_switchover:
-            await watch.let_through(timeout=_LET_THROUGH_SECONDS)
+            await watch.let_through()
             return
         if watch.settled:
             raise UsageError(f"it cannot be made to switch over, it is {watch.status}")

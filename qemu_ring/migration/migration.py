@@ -351,6 +351,9 @@ class Migration:
         elif self._verify:
             raise UsageError("there is no destination whose memory could be compared")
         require_comparable(self._verify)
+        for machine in (self.source, self.destination):
+            if machine is not None:
+                await machine.identify()
         source, plan = self._source_side, self.plan
         throttle = await find_throttle(plan, source.monitor)
         held = bool(self._verify)
@@ -380,7 +383,7 @@ class Migration:
 
     async def _start_watch(self) -> None:
         self._watch = Watch(
-            self.source.monitor,
+            self.source,
             self.plan,
             self._sample_seconds,
             self._on_sample,

@@ -90,12 +90,12 @@ async def reconnect(source: Machine, destination: Machine, connection: Connectio
 async def lost_channel(source: Machine, destination: Machine | None) -> PostcopyPausedError:
     """Make the error that tells of a channel that broke, and whether it can be recovered."""
     aftermath = await find_aftermath(source, destination)
-    hint = "recover it on another: the source holds memory that the guest needs"
-    return PostcopyPausedError(
-        "postcopy lost its channel",
-        hint=hint if aftermath.recoverable else "the destination ended with it",
-        aftermath=aftermath,
-    )
+    hint = ""
+    if aftermath.recoverable:
+        hint = "recover it on another: the source holds memory that the guest needs"
+    elif aftermath.destination is None:
+        hint = "the destination ended with it"
+    return PostcopyPausedError("postcopy lost its channel", hint=hint, aftermath=aftermath)
 
 
 async def _recover(

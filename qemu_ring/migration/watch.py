@@ -10,6 +10,7 @@ from types import TracebackType
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.dirty import StallWatch
+from qemu_ring.machine import Machine
 from qemu_ring.migration.aftermath import is_in_postcopy
 from qemu_ring.migration.goal import GoalAction, GoalOutcome
 from qemu_ring.migration.plan import MigrationPlan, Postcopy
@@ -19,10 +20,10 @@ from qemu_ring.migration.timeline import Sample, TimelineRecorder
 from qemu_ring.qmp import (
     CommandError,
     CommandTimeoutError,
+    DisconnectedError,
     Event,
     MigrationInfo,
     MigrationStatus,
-    Monitor,
     QmpError,
     commands,
 )
@@ -34,6 +35,7 @@ _SWITCH_SECONDS = 5.0
 _POLL_SECONDS = 0.005
 _STALL_SECONDS = 0.5
 """Between two looks at whether the vCPUs run."""
+_EVENTS = ("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME")
 _SWITCHOVER_STATES = {"finish-migrate", "postmigrate", "colo"}
 """Run states of a guest that its migration stopped, and nobody else."""
 
@@ -60,20 +62,21 @@ class Watch:
 
     def __init__(
         self,
-        source: Monitor,
+        machine: Machine,
         plan: MigrationPlan,
         sample_seconds: float,
         on_sample: Callable[[Sample], None] | None,
         on_connected: Callable[[], None],
         steering: Steering | None = None,
     ) -> None:
-        self._source = source
+        self._machine = machine
+        self._source = machine.monitor
         self._steering = steering
         self._plan = plan
         self._sample_seconds = sample_seconds
         self._on_sample = on_sample
         self._on_connected = on_connected
-        self._events = source.events("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME")
+        self._events = self._source.events(*_EVENTS)
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -252,13 +255,16 @@ class Watch:
     async def _run(self) -> None:
         try:
             while not self.over:
-                event = await self._next()
-                self._busy = True
                 try:
+                    event = await self._next()
+                    self._busy = True
                     await self._take(event)
                     self.is_silent = False
                 except CommandTimeoutError:  # it hangs, which is not its end
                     self.is_silent = True
+                except DisconnectedError:
+                    if not await self._regained():
+                        raise
                 self._end_passes()
                 self._busy = False
                 self._changed.set()
@@ -267,6 +273,25 @@ class Watch:
         finally:
             self._busy = False
             self._changed.set()
+
+    async def _regained(self) -> bool:
+        """Go on by a new connection, if there can be one. What came meanwhile is missed."""
+        if not await self._machine.regain():
+            return False
+        with suppress(QmpError):  # lost again: the next event tells
+            self._events.__exit__(None, None, None)
+            self._events = self._source.events(*_EVENTS)
+            self._events.__enter__()
+            if self._looking is not None:
+                self._looking.cancel()
+                self._looking = None
+            self.info = await self._ask()
+            status = self.info.status or MigrationStatus.NONE
+            if status is not MigrationStatus.NONE and status is not self.status:
+                self._enter(status, time.monotonic(), missed=True)
+            if status is MigrationStatus.ACTIVE:  # what was asked for may not have been heard
+                self._switch_asked_at, self.abort_reason, self._cancel_asked = None, "", False
+        return True
 
     async def _take(self, event: Event | None) -> None:
         if event is not None:
@@ -315,16 +340,19 @@ class Watch:
             if self._passes > 1 and self._plan.postcopy is None:
                 self._on_connected()
         elif event.name == "MIGRATION":
-            status = MigrationStatus(event.data["status"])
-            if not self._begun and status is MigrationStatus.SETUP:
-                self._begun, self.started_at = True, event.arrived
-                self.recorder = TimelineRecorder(event.arrived)
-            self.ended_at = event.arrived
-            self.switched_to_postcopy |= is_in_postcopy(status)
-            self.pauses += status is MigrationStatus.POSTCOPY_PAUSED
-            self.status = status
-            if self.over or self.status is MigrationStatus.POSTCOPY_ACTIVE:
-                self._on_connected()
+            self._enter(MigrationStatus(event.data["status"]), event.arrived)
+
+    def _enter(self, status: MigrationStatus, at: float, *, missed: bool = False) -> None:
+        """Note that it is in another state; what it `missed` may be how it began."""
+        if not self._begun and (missed or status is MigrationStatus.SETUP):
+            self._begun, self.started_at = True, at
+            self.recorder = TimelineRecorder(at)
+        self.ended_at = at
+        self.switched_to_postcopy |= is_in_postcopy(status)
+        self.pauses += status is MigrationStatus.POSTCOPY_PAUSED
+        self.status = status
+        if self.over or self.status is MigrationStatus.POSTCOPY_ACTIVE:
+            self._on_connected()
 
     async def _sample(self) -> None:
         self.info = await self._ask()

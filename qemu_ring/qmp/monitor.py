@@ -9,29 +9,25 @@ import socket
 from asyncio.trsock import TransportSocket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
-from qemu.qmp import ConnectError as LibraryConnectError
 from qemu.qmp import ExecInterruptedError, ExecuteError, QMPError, Runstate, StateError
 from qemu.qmp.qmp_client import BadReplyError
 
 from qemu_ring._compat import timeout as deadline
-from qemu_ring._settled import settled
 from qemu_ring.errors import ExitStatus, UsageError
-from qemu_ring.qmp._client import Cause, Client, explain
-from qemu_ring.qmp.address import Address, described, unix_name, wrong_address
+from qemu_ring.qmp._session import Session, hint_for
+from qemu_ring.qmp.address import Address, described, wrong_address
 from qemu_ring.qmp.errors import (
     CommandError,
     CommandTimeoutError,
     ConnectError,
-    DisconnectedError,
     ProtocolError,
     QmpError,
 )
-from qemu_ring.qmp.events import EventHub, Listener
+from qemu_ring.qmp.events import Listener
 from qemu_ring.qmp.models import AddedFd, VersionInfo
 from qemu_ring.qmp.patience import answer_timeout
 from qemu_ring.qmp.schema import Schema
@@ -55,29 +51,26 @@ class Monitor:
             be changed at any time.
     """
 
-    # Life cycle: one task, _session, connects, waits for the end of the connection, and calls
-    # the library's disconnect(). Nobody else does, because that call may run only once and must
-    # not be cancelled half-way; and it must run even if nobody closes the monitor, because it
-    # is what retrieves the exceptions of the library's tasks.
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, again: Address | None = None) -> None:
         self.name = name
         self.answer_timeout = answer_timeout()
         self.version: tuple[int, int, int] = (0, 0, 0)
         self.package = ""
-        self._client = Client(name)
-        self._hub = EventHub(name, self._lost)
-        self._client.events.event_filter = self._hub.dispatch
-        self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._session: asyncio.Task[None]
-        self._closing = False
-        self._cause: Cause | None = None
+        self._again = again
+        self._session: Session
+        self._closed = False
         self._fd_lock = asyncio.Lock()
+        self._reconnecting = asyncio.Lock()
         self._schema: Schema | None = None
 
     @classmethod
     async def connect(
-        cls, address: Address, *, name: str = "qemu", timeout: float | None = None
+        cls,
+        address: Address,
+        *,
+        name: str = "qemu",
+        timeout: float | None = None,
+        again: Address | None = None,
     ) -> Monitor:
         """Connect, take QEMU's greeting and negotiate capabilities.
 
@@ -86,32 +79,55 @@ class Monitor:
                 and is closed even if this fails.
             name: names this connection in messages and logs.
             timeout: the deadline for all of it, in seconds; None for `answer_timeout()`.
+            again: where to connect to if the connection is lost; None for `address`.
 
         Raises:
             ConnectError: nobody listens, the peer is no QMP server, or it did not answer in
                 time; nothing is left running.
         """
+        if again is None and not isinstance(address, socket.socket):
+            again = address
+        monitor = cls(name, again)
+        await monitor._open(address, timeout)
+        return monitor
+
+    async def reconnect(self, *, timeout: float | None = None) -> None:
+        """Connect again, if the connection was lost; nothing is done if it was not.
+
+        Commands can be sent then, and listeners made. Listeners from before have come to their
+        end. Whether it is the same QEMU that answers is for the caller to find out.
+
+        Args:
+            timeout: as in `connect`, seconds.
+
+        Raises:
+            ConnectError: as in `connect`; or it was closed, or there is no address.
+        """
+        async with self._reconnecting:
+            if self.connected:
+                return
+            if self._again is None or self._closed:
+                raise ConnectError(f"{self.name}: its monitor cannot be connected to again")
+            await self._session.close(timeout=0)
+            self._schema = None
+            await self._open(self._again, timeout)
+
+    async def _open(self, address: Address, timeout: float | None) -> None:
         if wrong := wrong_address(address):
             why, hint = wrong
-            raise _no_such_monitor(f"{_no_session(name, address)}: {why}", hint)
-        monitor = cls(name)
-        timeout = monitor.answer_timeout if timeout is None else timeout
-        monitor._session = asyncio.create_task(monitor._run(address), name=f"qmp {name}")
+            raise _no_such_monitor(f"{_no_session(self.name, address)}: {why}", hint)
+        timeout = self.answer_timeout if timeout is None else timeout
+        session = self._session = Session(self.name, address)
         try:
-            await asyncio.wait(
-                {monitor._session, monitor._up},
-                timeout=timeout,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            monitor._read_greeting(address, timeout)
+            await session.opened(timeout)
+            self._read_greeting(address, timeout)
         except BaseException:
             try:
-                await monitor.close()
+                await session.close()
             finally:
                 if isinstance(address, socket.socket):
                     address.close()
             raise
-        return monitor
 
     async def close(self, *, timeout: float = 5.0) -> None:
         """End the session, whatever state the peer is in; may be called again.
@@ -120,16 +136,8 @@ class Monitor:
         off. Commands still waiting raise DisconnectedError. The peer can cause no error here,
         and no task is left behind, not even when this is cancelled.
         """
-        self._closing = True
-        if self._up.done():
-            self._client.hang_up()
-        else:
-            self._session.cancel()
-        timer = asyncio.get_running_loop().call_later(timeout, self._client.abort)
-        try:
-            await settled({self._session}, on_cancel=self._client.abort)
-        finally:
-            timer.cancel()
+        self._closed = True
+        await self._session.close(timeout=timeout)
 
     async def __aenter__(self) -> Monitor:
         return self
@@ -145,11 +153,16 @@ class Monitor:
     @property
     def connected(self) -> bool:
         """Whether commands can be sent, as far as is known."""
-        return self._client.runstate is Runstate.RUNNING
+        return self._session.connected
+
+    @property
+    def can_reconnect(self) -> bool:
+        """Whether there is an address for `reconnect`, and it was not closed."""
+        return self._again is not None and not self._closed
 
     async def wait_disconnected(self) -> None:
         """Wait until the connection has ended, by whoever's doing; has no deadline of its own."""
-        await asyncio.wait({self._session})
+        await self._session.wait()
 
     async def execute(
         self,
@@ -178,8 +191,8 @@ class Monitor:
             ProtocolError: the answer has neither a result nor an error.
         """
         _require_utf8(f"{self.name}: {name}", arguments)
-        async with self._answered(name, timeout):
-            return await self._client.execute(name, arguments, oob=oob)
+        async with self._answered(name, timeout) as session:
+            return await session.client.execute(name, arguments, oob=oob)
 
     async def call(
         self,
@@ -248,28 +261,29 @@ class Monitor:
     @property
     def takes_fds(self) -> bool:
         """Whether it is a unix socket, which descriptors can be sent through."""
-        client = self._client.transport
+        client = self.transport
         return client is not None and client.family == socket.AF_UNIX
 
     @property
     def transport(self) -> TransportSocket | None:
         """The connection's socket, to ask about and not to use; None when it is gone."""
-        return self._client.transport
+        return self._session.client.transport
 
     async def _send_fd(
         self, fd: int, command: str, arguments: Mapping[str, object], timeout: float | None
     ) -> object:
         # QEMU keeps only the newest descriptor it received, so it has to be named before the
         # next one is sent. It travels with a blank, which must not land within a message.
-        async with self._answered(command, timeout), self._fd_lock:
+        async with self._answered(command, timeout) as session, self._fd_lock:
+            client = session.client
             try:
-                await self._client.flush()
-                self._client.send_fd_scm(fd)
+                await client.flush()
+                client.send_fd_scm(fd)
             except OSError as error:
-                if not self.connected:
-                    raise StateError("", self._client.runstate, Runstate.RUNNING) from error
+                if not session.connected:
+                    raise StateError("", client.runstate, Runstate.RUNNING) from error
                 raise QmpError(f"{self.name}: cannot send fd {fd}: {error.strerror}") from error
-            return await self._client.execute(command, arguments)
+            return await client.execute(command, arguments)
 
     def events(self, *names: str) -> Listener:
         """Listen for events; for all of them if none is named.
@@ -282,7 +296,7 @@ class Monitor:
 
         From the ``with`` on no event is missed.
         """
-        return Listener(self._hub, names)
+        return Listener(self._session.hub, names)
 
     async def schema(self) -> Schema:
         """Tell what this QEMU's QMP offers; asked of QEMU once.
@@ -294,46 +308,21 @@ class Monitor:
             self._schema = await self.call("query-qmp-schema", Schema)
         return self._schema
 
-    async def _run(self, address: Address) -> None:
-        """Be the session, from connecting to the last cleanup."""
-        client = self._client
-        try:
-            await client.connect(unix_name(address) if isinstance(address, str | Path) else address)
-        except LibraryConnectError as error:
-            self._cause = explain(error)
-            return
-        except AssertionError:
-            # There was a session, but the peer left within the same turn of the loop, and the
-            # library asserts that it is still running. It is owed its disconnect(), below.
-            pass
-        self._up.set_result(None)
-        try:
-            while client.runstate is Runstate.RUNNING:
-                await client.runstate_changed()
-        finally:
-            if not self._closing:
-                client.abort()  # A failed peer gets nothing more; waiting for it could last.
-            try:
-                await client.disconnect()
-            except Exception as error:  # noqa: BLE001 - the library raises whatever ended it
-                if not self._closing:
-                    self._cause = explain(error)
-            self._hub.end()
-
     def _read_greeting(self, address: Address, timeout: float) -> None:
         """Take the version from the greeting, or tell why there is no session."""
         failed = _no_session(self.name, address)
-        greeting = self._client.greeting
+        session = self._session
+        greeting = session.client.greeting
         step = "(its greeting)" if greeting is None else "(capabilities negotiation)"
-        if not self._up.done():
-            if self._cause is None:
+        if not session.up.done():
+            if session.cause is None:
                 raise ConnectError(
                     f"{failed}: the peer did not answer within {timeout:g} s {step}",
                     hint="QEMU serves one client per monitor: another may hold it",
                 )
-            text, error = self._cause
+            text, error = session.cause
             if isinstance(error, FileNotFoundError | NotADirectoryError):
-                raise _no_such_monitor(f"{failed}: {text}", _hint(error)) from error
+                raise _no_such_monitor(f"{failed}: {text}", hint_for(error)) from error
             if isinstance(error, OSError) and error.errno == errno.EINVAL:
                 # asyncio takes a unix socket whose queue is full for connected.
                 raise ConnectError(
@@ -341,7 +330,7 @@ class Monitor:
                     hint="QEMU serves one client per monitor: another holds it",
                 )
             when = "" if isinstance(error, OSError) else f" {step}"
-            raise ConnectError(f"{failed}: {text}{when}", hint=_hint(error)) from error
+            raise ConnectError(f"{failed}: {text}{when}", hint=hint_for(error)) from error
         assert greeting is not None
         try:
             info = _fit("the greeting's version", VersionInfo, greeting.QMP.version)
@@ -350,44 +339,32 @@ class Monitor:
         self.version, self.package = info.qemu.triple, info.package
 
     @asynccontextmanager
-    async def _answered(self, command: str, timeout: float | None) -> AsyncIterator[None]:
-        """Give a command its deadline, and the library's errors our own types."""
+    async def _answered(self, command: str, timeout: float | None) -> AsyncIterator[Session]:
+        """Give a command its session and deadline, and the library's errors our own types."""
+        session = self._session
         timeout = self.answer_timeout if timeout is None else timeout
         clock = deadline(timeout)
         try:
             async with clock:
                 try:
-                    yield
+                    yield session
                 except (ExecInterruptedError, StateError):
-                    await self.wait_disconnected()  # Then the cause is known.
+                    await session.wait()  # Then the cause is known.
                     raise
         except TimeoutError:
             if not clock.expired():
                 raise
             raise CommandTimeoutError(self.name, command, timeout) from None
         except ExecInterruptedError:
-            raise self._lost(f" during {command}, outcome unknown") from self._why
+            raise session.lost(f" during {command}, outcome unknown") from session.why
         except StateError:
-            raise self._lost(f", {command} was not sent") from self._why
+            raise session.lost(f", {command} was not sent") from session.why
         except ExecuteError as error:
             raise CommandError(self.name, command, error.error_class, str(error)) from None
         except BadReplyError as error:
             raise ProtocolError(f"{self.name}: {command}: {error.error_message}") from error
         except QMPError as error:
             raise QmpError(f"{self.name}: {command}: {error}") from error
-
-    @property
-    def _why(self) -> BaseException | None:
-        return self._cause.error if self._cause else None
-
-    def _lost(self, during: str = "") -> DisconnectedError:
-        """Make the error that tells why, and when, the connection went away."""
-        text = self._cause.text if self._cause else "it was closed"
-        error = DisconnectedError(
-            f"{self.name}: monitor gone{during}: {text}", hint=_hint(self._why)
-        )
-        error.__cause__ = self._why
-        return error
 
 
 def _no_session(name: str, address: Address) -> str:
@@ -441,19 +418,3 @@ def _fit(what: str, model: type[T], value: object) -> T:
             f"{what} does not fit: {field}: {first['msg']}, got {got}"
             + (f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else "")
         ) from error
-
-
-def _hint(error: BaseException | None) -> str:
-    """Say what to do next about a connection that failed for this reason."""
-    match error:
-        case FileNotFoundError() | NotADirectoryError():
-            return "is QEMU running, with -qmp unix:PATH,server=on,wait=off?"
-        case ConnectionRefusedError():
-            return "QEMU has ended, or listens elsewhere"
-        case PermissionError():
-            return "run as the user who started QEMU"
-        case EOFError() | ConnectionError():
-            return "see what QEMU wrote to its standard error"
-        case ProtocolError():
-            return "is it a QMP monitor (mode=control), and not a human one?"
-    return ""

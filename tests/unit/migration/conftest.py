@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qemu_ring.machine import Machine
+from qemu_ring.machine import Life, Machine
 from qemu_ring.migration import Migration, MigrationPlan, Unix
 from qemu_ring.qmp import Monitor
 from tests.waiting import DEADLINE
@@ -68,6 +68,7 @@ class FakeQemu:
         self.migration: dict[str, Any] = {}
         self.state = state
         self.replies: dict[str, Callable[[Any], Any]] = {}
+        self.life = Life.RUNS
         self.task: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter
 
@@ -78,7 +79,7 @@ class FakeQemu:
         return ours
 
     async def stop(self) -> None:
-        self._writer.close()
+        self.go_away()
         if self.task is not None:
             await asyncio.wait({self.task}, timeout=DEADLINE)
 
@@ -95,7 +96,8 @@ class FakeQemu:
         """Be in a state that no event has told of yet."""
         self.migration = {"status": status}
 
-    def go_away(self) -> None:
+    def go_away(self, life: Life = Life.ENDED) -> None:
+        self.life = life
         self._writer.close()
 
     def _send(self, message: object) -> None:
@@ -140,6 +142,8 @@ class FakeQemu:
                 return self.parameters
             case "query-qmp-schema":
                 return SCHEMA
+            case "query-cpus-fast":
+                return []
             case "query-status":
                 return {"status": self.state, "running": self.state == "running"}
             case "query-migrate":
@@ -162,6 +166,18 @@ async def until(predicate: Callable[[], bool]) -> None:
 
 def refusal(text: str) -> dict[str, str]:
     return {"class": "GenericError", "desc": text}
+
+
+class FakeMachine(Machine):
+    """A machine of which it is known whether its QEMU, a made-up one, has ended."""
+
+    def __init__(self, name: str, monitor: Monitor, fake: FakeQemu) -> None:
+        super().__init__(name, monitor)
+        self._fake = fake
+
+    @property
+    def life(self) -> Life:
+        return self._fake.life
 
 
 @dataclass
@@ -195,7 +211,7 @@ async def both(
     made = []
     for name, fake in (("source", source), ("destination", destination)):
         monitor = await Monitor.connect(await fake.start(socketpair()), name=name)
-        made.append(Machine(name, monitor))
+        made.append(FakeMachine(name, monitor, fake))
     yield Fakes(source, destination, *made)
     for machine in made:
         await machine.close()

@@ -173,8 +173,8 @@ async def test_cancelled_wait_loses_no_event(qemu: FakeQemu) -> None:
 async def test_events_nobody_listens_for_are_not_kept(qemu: FakeQemu) -> None:
     async with await Monitor.connect(await qemu.pair(three_then_close)) as monitor:
         await monitor.execute("a")
-        assert monitor._client.events.empty()
-        assert monitor._client.events.history == ()
+        assert monitor._session.client.events.empty()
+        assert monitor._session.client.events.history == ()
 
 
 async def test_event_without_data(qemu: FakeQemu) -> None:
