@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from qemu_ring.migration import (
     Aftermath,
     Channel,
     Compression,
+    Downtime,
     GoalDecision,
     GoalOutcome,
     GoalThen,
@@ -373,6 +375,12 @@ def _ms(seconds: float | None) -> str:
     return "unknown" if seconds is None else f"{seconds * 1000:,.0f} ms"
 
 
+def _unsure(downtime: Downtime) -> str:
+    if not downtime.uncertainty_seconds:
+        return ""
+    return f" (+-{math.ceil(downtime.uncertainty_seconds * 1000)} ms: not known to be on one host)"
+
+
 def _print(result: MigrationResult, not_compared: Sequence[str]) -> None:
     console = Console(highlight=False)
     console.print(
@@ -383,7 +391,7 @@ def _print(result: MigrationResult, not_compared: Sequence[str]) -> None:
     downtime = result.downtime
     if downtime.switchover_seconds is not None:
         console.print(
-            f"downtime: {_ms(downtime.seconds)} from STOP to RESUME, of it "
+            f"downtime: {_ms(downtime.seconds)}{_unsure(downtime)} from STOP to RESUME, of it "
             f"{_ms(downtime.switchover_seconds)} for the switchover; QEMU's own figure: "
             f"{_ms(downtime.qemu_seconds)}",
             soft_wrap=True,

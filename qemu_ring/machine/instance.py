@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import select
 from asyncio.trsock import TransportSocket
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from socket import AF_UNIX
 
-from qemu_ring.machine.sockets import children, credentials
+from qemu_ring.machine.sockets import children, credentials, sockets_of, tcp_socket
 from qemu_ring.qmp import Monitor, commands
 
 __all__ = ["Instance", "Life"]
@@ -64,6 +65,11 @@ class Instance:
         poll.register(self._process, select.POLLIN)
         return Life.ENDED if poll.poll(0) else Life.RUNS
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is known to run on this host."""
+        return self._process is not None
+
     def close(self) -> None:
         """Forget its process."""
         if self._process is not None:
@@ -77,13 +83,31 @@ async def _threads(monitor: Monitor) -> frozenset[int]:
 
 def _process(peer: TransportSocket, threads: frozenset[int]) -> int | None:
     """A pidfd of the process at the other end, if all of the threads are its own."""
-    if peer.family != AF_UNIX or not threads:
-        return None
-    listener = credentials(peer)[0]
-    for pid in (listener, *children(listener)):  # whoever listens need not be who answers
+    for pid in _candidates(peer, threads) if threads else ():
         with suppress(OSError, ValueError):  # it has ended, or is in another PID namespace
             process = os.pidfd_open(pid)
             if all(Path(f"/proc/{pid}/task/{thread}").exists() for thread in threads):
                 return process
             os.close(process)
+    return None
+
+
+def _candidates(peer: TransportSocket, threads: frozenset[int]) -> Sequence[int]:
+    """Processes on this host that may be at the other end."""
+    if peer.family == AF_UNIX:
+        listener = credentials(peer)[0]
+        return [listener, *children(listener)]  # whoever listens need not be who answers
+    other_end = tcp_socket(peer.getpeername()[:2], peer.getsockname()[:2])
+    owner = _process_of(min(threads))
+    if other_end is None or owner is None or other_end not in sockets_of(owner):
+        return []  # on another host, or behind a tunnel to one
+    return [owner]
+
+
+def _process_of(thread: int) -> int | None:
+    """The process that a thread of this host belongs to."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{thread}/status").read_text().splitlines():
+            if line.startswith("Tgid:"):
+                return int(line.split()[1])
     return None

@@ -236,6 +236,11 @@ class Machine:
             return Life.RUNS if self._process.returncode is None else Life.ENDED
         return Life.UNKNOWN if self._instance is None else self._instance.life
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is known to run on this host, and so by its clock; see `identify`."""
+        return self.owned or (self._instance is not None and self._instance.is_local)
+
     async def regain(self) -> bool:
         """See that its monitor answers again, if the connection to it was lost.
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["accepted", "children", "credentials", "listens", "sockets_of"]
+__all__ = ["accepted", "children", "credentials", "listens", "sockets_of", "tcp_socket"]
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group
 _CONNECTED = b"03"  # SS_CONNECTED
@@ -33,6 +35,38 @@ def accepted(name: str | bytes) -> set[str]:
     """The connections that were accepted on a socket with this name, as /proc/PID/fd shows them."""
     connected = (fields for fields in _named(name) if fields[5] == _CONNECTED)
     return {f"socket:[{fields[6].decode()}]" for fields in connected}
+
+
+def tcp_socket(local: tuple[str, int], remote: tuple[str, int]) -> str | None:
+    """The end of a TCP connection with these two addresses, as /proc/PID/fd shows it.
+
+    Returns:
+        None if it is not on this host.
+    """
+    ends = [_kernels(local), _kernels(remote)]
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):  # a kernel without IPv6
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if [_kernels(_parsed(field)) for field in fields[1:3]] == ends:
+                    return f"socket:[{fields[9]}]"
+    return None
+
+
+def _kernels(address: tuple[str, int]) -> tuple[bytes, int]:
+    """An address to compare: that of IPv4 is the same as IPv6's that stands for it."""
+    found = ipaddress.ip_address(address[0].partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return found.packed, address[1]
+
+
+def _parsed(field: str) -> tuple[str, int]:
+    """Address and port in /proc/net/tcp: 32-bit words in this host's order, in hexadecimal."""
+    words, _, port = field.partition(":")
+    parts = [int(words[at : at + 8], 16) for at in range(0, len(words), 8)]
+    packed = b"".join(part.to_bytes(4, sys.byteorder) for part in parts)
+    return str(ipaddress.ip_address(packed)), int(port, 16)
 
 
 def listens(name: str | bytes) -> bool:

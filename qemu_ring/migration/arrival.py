@@ -9,6 +9,7 @@ from types import TracebackType
 from qemu_ring.errors import DeadlineError
 from qemu_ring.machine import Machine
 from qemu_ring.migration.aftermath import stays_when_it_fails
+from qemu_ring.migration.downtime import Moment
 from qemu_ring.migration.errors import MigrationError
 from qemu_ring.qmp import (
     CommandTimeoutError,
@@ -33,17 +34,17 @@ class Arrival:
     Attributes:
         machine: the destination.
         runs_by_itself: whether QEMU lets the guest run when it has arrived, with nobody's help.
-        resumed_at: when the guest ran, host monotonic clock; None if it does not.
-        switched_at: when postcopy's destination took over, though paused.
-        arrived_at: when all memory was there.
+        resumed_at: when the guest ran; None if it does not, or that was missed.
+        switched_at: when postcopy's destination took over, though paused; or None.
+        arrived_at: when all memory was there; or None.
     """
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.runs_by_itself = False
-        self.resumed_at: float | None = None
-        self.switched_at: float | None = None
-        self.arrived_at: float | None = None
+        self.resumed_at: Moment | None = None
+        self.switched_at: Moment | None = None
+        self.arrived_at: Moment | None = None
         self._events = machine.monitor.events(*_EVENTS)
         self._status = MigrationStatus.NONE
 
@@ -60,12 +61,12 @@ class Arrival:
         self._events.__exit__(kind, error, traceback)
 
     @property
-    def ready_at(self) -> float | None:
+    def ready_at(self) -> Moment | None:
         """When the guest ran, or could have run: its memory may be compared before it does."""
         if self.switched_at is not None:
             return self.switched_at
         times = [at for at in (self.resumed_at, self.arrived_at) if at is not None]
-        return min(times, default=None)
+        return min(times, key=lambda at: at.event.seconds, default=None)
 
     async def expect(self, uri: str, *, paused: bool, has_source: bool = True) -> None:
         """Listen on the URI.
@@ -175,13 +176,13 @@ class Arrival:
 
     def _note(self, event: Event) -> None:
         if event.name == "RESUME":
-            self.resumed_at = self.resumed_at or event.arrived
+            self.resumed_at = self.resumed_at or Moment(event, self.machine)
             return
         self._status = MigrationStatus(event.data.get("status"))
         if self._status is MigrationStatus.POSTCOPY_ACTIVE:
-            self.switched_at = self.switched_at or event.arrived
+            self.switched_at = self.switched_at or Moment(event, self.machine)
         elif self._status is MigrationStatus.COMPLETED:
-            self.arrived_at = event.arrived
+            self.arrived_at = Moment(event, self.machine)
 
 
 async def _waits_with_cont(monitor: Monitor) -> bool:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from qemu_ring.guest import layout
+from qemu_ring.machine import Machine
 from qemu_ring.migration.shield import stopped
+from qemu_ring.qmp import Event
 
-__all__ = ["Downtime", "GuestDowntime", "firmware_writes"]
+__all__ = ["Downtime", "GuestDowntime", "Moment", "firmware_writes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,19 +22,49 @@ class Downtime:
     """The guest's standstill, as seen from different places. In seconds; None if not known.
 
     Args:
-        seconds: from the source's STOP event to the destination's RESUME, by the host's
-            monotonic clock. Verification is part of it. None if the guest was left paused,
-            or was so from the start.
+        seconds: from the source's STOP event to the destination's RESUME, by the times that the
+            QEMUs give them. Verification is part of it. None if the guest was left paused,
+            or was so from the start, or one of the events was missed.
         switchover_seconds: from STOP until the destination resumed, or could have; without
             verification.
         guest_seconds: longest time in which the guest's own counter stood still.
         qemu_seconds: the source's figure, which knows nothing of the destination.
+        uncertainty_seconds: by how much the first two may be wrong, either way; 0 where both
+            QEMUs are known to run on this host. Elsewhere their clocks differ, and are compared
+            by what their monitors' answers and events take at most.
     """
 
     seconds: float | None = None
     switchover_seconds: float | None = None
     guest_seconds: float | None = None
     qemu_seconds: float | None = None
+    uncertainty_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When something happened.
+
+    Args:
+        event: that told of it.
+        machine: that sent it.
+    """
+
+    event: Event
+    machine: Machine
+
+    def until(self, later: Moment) -> tuple[float, float]:
+        """Seconds from this moment to a later one, never negative, and how wrong that may be."""
+        if self.machine.is_local and later.machine.is_local:
+            return max(later.event.seconds - self.event.seconds, 0.0), 0.0
+        seconds = later._here() - self._here()
+        clocks = (self.machine.monitor.clock, later.machine.monitor.clock)
+        unsure = max(clock.least_round_trip for clock in clocks)
+        return max(seconds, 0.0), max(unsure, -seconds)
+
+    def _here(self) -> float:
+        """When it was by this host's clock, or somewhat later."""
+        return self.event.seconds + self.machine.monitor.clock.least_lag
 
 
 class GuestDowntime:

@@ -96,7 +96,8 @@ class Ending:
                 await arrival.complete()
             except QemuRingError as error:
                 raise await self._error(f"the destination failed: {error}") from error
-            arrived = arrival.arrived_at or time.monotonic()
+            at = arrival.arrived_at
+            arrived = time.monotonic() if at is None else at.event.arrived
             await self._verify()
             try:
                 await to_the_end(self._go_on())
@@ -211,16 +212,16 @@ class Ending:
 
     async def _downtime(self) -> Downtime:
         stopped, arrival, reported = self._watch.stopped_at, self.arrival, self._watch.info
-        seconds = switchover = guest = None
+        seconds = switchover = guest = unsure = None
         if stopped is not None and arrival is not None:
             if arrival.resumed_at is not None:
-                seconds = arrival.resumed_at - stopped
-            ready = arrival.ready_at
-            switchover = None if ready is None else ready - stopped
+                seconds, unsure = stopped.until(arrival.resumed_at)
+            if (ready := arrival.ready_at) is not None:
+                switchover, unsure = stopped.until(ready)
         if self._guest_downtime is not None and seconds is not None:
             guest = await self._guest_downtime.wait()
         qemu = None if reported.downtime_ms is None else reported.downtime_ms / 1000
-        return Downtime(seconds, switchover, guest, qemu)
+        return Downtime(seconds, switchover, guest, qemu, unsure)
 
     async def _error(
         self, message: str, kind: type[MigrationError] = MigrationError

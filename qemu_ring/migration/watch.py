@@ -12,6 +12,7 @@ from qemu_ring._compat import timeout as deadline
 from qemu_ring.dirty import StallWatch
 from qemu_ring.machine import Machine
 from qemu_ring.migration.aftermath import is_in_postcopy
+from qemu_ring.migration.downtime import Moment
 from qemu_ring.migration.goal import GoalAction, GoalOutcome
 from qemu_ring.migration.plan import MigrationPlan, Postcopy
 from qemu_ring.migration.shield import stopped
@@ -51,7 +52,7 @@ class Watch:
             or an exception of `on_sample`; None as a rule.
         is_silent: whether the source did not answer when asked last.
         abort_reason: which rule had it cancelled, in words; empty if none had.
-        stopped_at: when the migration stopped the guest, host monotonic clock.
+        stopped_at: when the migration stopped the guest; None if it did not, or that was missed.
         started_at, ended_at: of the migration.
         switched_to_postcopy: whether it came to that.
         pauses: how often postcopy lost its channel.
@@ -96,7 +97,7 @@ class Watch:
         self.failure: Exception | None = None
         self.is_silent = False
         self.abort_reason = ""
-        self.stopped_at: float | None = None
+        self.stopped_at: Moment | None = None
         self.switched_to_postcopy = False
         self.pauses = 0
         self.was_running = True
@@ -308,7 +309,7 @@ class Watch:
         with suppress(QmpError):  # one that is gone, or hangs, is noticed by those who follow it
             state = (await commands.query_status(self._source)).status
             if state in _SWITCHOVER_STATES:
-                self.was_running, self.stopped_at = True, event.arrived
+                self.was_running, self.stopped_at = True, Moment(event, self._machine)
             else:
                 self.was_running = state == "running"
 

@@ -11,6 +11,7 @@ from qemu.qmp import Runstate
 from qemu_ring._settled import settled
 from qemu_ring.qmp._client import Cause, Client, explain
 from qemu_ring.qmp.address import Address, unix_name
+from qemu_ring.qmp.clock import PeerClock
 from qemu_ring.qmp.errors import DisconnectedError, ProtocolError
 from qemu_ring.qmp.events import EventHub
 
@@ -32,9 +33,9 @@ class Session:
     # not be cancelled half-way; and it must run even if nobody closes the session, because it
     # is what retrieves the exceptions of the library's tasks.
 
-    def __init__(self, name: str, address: Address) -> None:
+    def __init__(self, name: str, address: Address, clock: PeerClock) -> None:
         self.client = Client(name)
-        self.hub = EventHub(name, self.lost)
+        self.hub = EventHub(name, self.lost, clock)
         self.client.events.event_filter = self.hub.dispatch
         self.up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.cause: Cause | None = None

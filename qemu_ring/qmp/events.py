@@ -11,6 +11,7 @@ from typing import Any
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import DeadlineError
+from qemu_ring.qmp.clock import PeerClock
 from qemu_ring.qmp.errors import DisconnectedError, ProtocolError
 
 __all__ = ["Event", "EventHub", "Listener"]
@@ -24,8 +25,8 @@ class Event:
         name: such as ``STOP`` or ``MIGRATION``.
         data: the event's own members; empty if it has none.
         seconds: QEMU's host time at which it happened, since the epoch.
-        arrived: when it was read here, in seconds of the host's monotonic clock, which two
-            monitors of one controller share.
+        arrived: when it was read here, in seconds of this host's monotonic clock: later than it
+            happened by what it took on the way, and here until it was read.
     """
 
     name: str
@@ -134,9 +135,11 @@ class EventHub:
     Args:
         name: the connection's, for messages.
         lost: makes the error that tells why the connection is gone.
+        clock: learns from each event.
     """
 
-    def __init__(self, name: str, lost: Callable[[], DisconnectedError]) -> None:
+    def __init__(self, name: str, lost: Callable[[], DisconnectedError], clock: PeerClock) -> None:
+        self._clock = clock
         self.name = name
         self.lost = lost
         self._listeners: set[Listener] = set()
@@ -165,6 +168,7 @@ class EventHub:
             False, which keeps qemu.qmp's own listener from storing every event for ever.
         """
         event = Event.from_message(message)
+        self._clock.heard(event.seconds, event.arrived)
         for listener in self._listeners:
             listener.offer(event)
         return False

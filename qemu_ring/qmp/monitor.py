@@ -6,6 +6,7 @@ import asyncio
 import errno
 import functools
 import socket
+import time
 from asyncio.trsock import TransportSocket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.qmp._session import Session, hint_for
 from qemu_ring.qmp.address import Address, described, wrong_address
+from qemu_ring.qmp.clock import PeerClock
 from qemu_ring.qmp.errors import (
     CommandError,
     CommandTimeoutError,
@@ -47,6 +49,7 @@ class Monitor:
         name: names this connection in messages and logs.
         version: QEMU's major, minor and micro version.
         package: the distribution's name for its package; may be empty.
+        clock: QEMU's, compared with this host's.
         answer_timeout: how long a command may take whose caller does not say, in seconds; may
             be changed at any time.
     """
@@ -56,6 +59,7 @@ class Monitor:
         self.answer_timeout = answer_timeout()
         self.version: tuple[int, int, int] = (0, 0, 0)
         self.package = ""
+        self.clock = PeerClock()
         self._again = again
         self._session: Session
         self._closed = False
@@ -117,7 +121,7 @@ class Monitor:
             why, hint = wrong
             raise _no_such_monitor(f"{_no_session(self.name, address)}: {why}", hint)
         timeout = self.answer_timeout if timeout is None else timeout
-        session = self._session = Session(self.name, address)
+        session = self._session = Session(self.name, address, self.clock)
         try:
             await session.opened(timeout)
             self._read_greeting(address, timeout)
@@ -192,7 +196,10 @@ class Monitor:
         """
         _require_utf8(f"{self.name}: {name}", arguments)
         async with self._answered(name, timeout) as session:
-            return await session.client.execute(name, arguments, oob=oob)
+            sent = time.monotonic()
+            answer = await session.client.execute(name, arguments, oob=oob)
+            self.clock.answered(time.monotonic() - sent)
+            return answer
 
     async def call(
         self,

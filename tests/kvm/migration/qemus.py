@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,8 @@ class Qemus:
         self.watches = (str(folder / "source.watch"), str(folder / "twin.watch"))
         self._folder, self._memory_folder, self._named = folder, memory_folder, named
         self._kind = memory or "memory-backend-file,share=on,mem-path={path}"
+        self.by_tcp: dict[str, tuple[str, int]] = {}
+        """Where each has one more monitor."""
         self._line = [*through, str(binary), *common]
         self._twin = ["-incoming", "defer", *extra_twin]
         self.processes = [self._start("source", []), self._start("twin", self._twin)]
@@ -83,11 +86,16 @@ class Qemus:
             for kind in ("qmp", "watch")
             for argument in ("-qmp", f"unix:{self._folder / name}.{kind},server=on,wait=off")
         ]
-        return subprocess.Popen(
-            [*self._line, "-object", memory, *monitors, *more],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            self.by_tcp[name] = listening.getsockname()
+            monitors += ["-chardev", f"socket,id=tcp,fd={listening.fileno()},server=on,wait=off"]
+            monitors += ["-mon", "chardev=tcp,mode=control"]
+            return subprocess.Popen(
+                [*self._line, "-object", memory, *monitors, *more],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[listening.fileno()],
+            )
 
     def _memory(self, name: str) -> Path:
         """In a folder it has no name, unless it is to."""
