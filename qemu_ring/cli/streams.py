@@ -2,11 +2,13 @@
 
 An answer that cannot be written is an error of its own, whatever wrote it: libraries make an
 exit status 1 of it, which would mean that the answer is bad. A remark that cannot be written
-is nothing.
+is nothing. A character that a terminal has not is escaped, and a name that is no text keeps its
+bytes: neither is an error.
 """
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["OutputError", "OutputGoneError", "guard_streams"]
 
 
+_ANY_TEXT = "qemu-ring"
+"""The name of our way to write what a charset has not."""
+
+
 class OutputError(QemuRingError):
     """The answer could not be written to standard output."""
 
@@ -33,6 +39,7 @@ class OutputGoneError(OutputError):
 
 def guard_streams() -> None:
     """Put guarded streams in the place of the process's own; ones of a test stay."""
+    codecs.register_error(_ANY_TEXT, _written_anyhow)
     for fd, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         _open(fd, flags)  # standard output so that writing to it fails
     if sys.stdin is None:
@@ -86,6 +93,21 @@ class _Remarks(io.FileIO):
             return memoryview(data).nbytes
 
 
+def _written_anyhow(error: UnicodeError) -> tuple[bytes, int]:
+    """Write what a charset has not: bytes of a file's name as they are, characters escaped."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return b"".join(map(_bytes_of, text)), error.end
+
+
+def _bytes_of(character: str) -> bytes:
+    try:
+        return character.encode("ascii", "surrogateescape")
+    except UnicodeEncodeError:
+        return character.encode("ascii", "backslashreplace")
+
+
 def _stream(
     raw: io.FileIO, like: io.TextIOBase | None, *, line_buffering: bool = False
 ) -> io.TextIOWrapper:
@@ -93,7 +115,7 @@ def _stream(
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=known.encoding if known else "utf-8",
-        errors=(known.errors if known else None) or "backslashreplace",
+        errors=_ANY_TEXT,
         line_buffering=known.line_buffering if known else line_buffering,
         write_through=known.write_through if known else False,
     )

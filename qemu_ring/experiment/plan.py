@@ -186,7 +186,7 @@ def run_seed(seed: int, repeat: int) -> int:
 
 def digest(content: Any) -> str:
     """SHA-256, in hex, of data in JSON's canonical form."""
-    return hashlib.sha256(canonical(content).encode()).hexdigest()
+    return hashlib.sha256(canonical(content).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def canonical(content: Any) -> str:

@@ -201,7 +201,7 @@ def export(directory: str | Path, output: Path, *, parquet: bool = False) -> lis
 
 
 def _write_csv(path: Path, wanted: Iterable[str], found: Iterable[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, list(wanted))
         writer.writeheader()
         writer.writerows(found)

@@ -46,7 +46,7 @@ def write_report(results: Sequence[Path], output: Path, *, plots: Path | None = 
             for name, content in render.drawings(page).items():
                 with _replacement(directory / name) as plot:
                     plot.write(content)
-            file.write(render.html(page).encode())
+            file.write(render.html(page).encode("utf-8", "backslashreplace"))
     except OSError as error:
         where = error.filename or output
         raise UsageError(f"cannot write {where}: {error.strerror}") from error

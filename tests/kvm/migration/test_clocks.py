@@ -11,6 +11,7 @@ from qemu_ring.machine import Life, Machine
 from qemu_ring.migration import Migration, MigrationPlan, MigrationResult, Unix
 from tests.kvm.migration.qemus import Qemus
 from tests.proxy import proxied
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.kvm
 
@@ -36,8 +37,8 @@ async def migrated(source_at: Address, destination_at: Address) -> tuple[Migrati
     ):
         with source.monitor.events("STOP") as stops, destination.monitor.events("RESUME") as goes:
             async with Migration(source, destination, PLAN) as migration:
-                result = await migration.complete(timeout=60)
-            stopped, resumed = await stops.wait(timeout=60), await goes.wait(timeout=60)
+                result = await migration.complete(timeout=DEADLINE)
+            stopped, resumed = await stops.wait(timeout=DEADLINE), await goes.wait(timeout=DEADLINE)
         assert source.life in (Life.RUNS, Life.UNKNOWN)
         return result, resumed.seconds - stopped.seconds
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from qemu_ring.migration import Exec, GuestAt, Migration, MigrationError, Migrat
 from qemu_ring.qmp import commands
 from tests.kvm.migration.qemus import Qemus
 from tests.proxy import Proxy, proxied
+from tests.waiting import DEADLINE, until
 
 pytestmark = pytest.mark.kvm
 
@@ -22,7 +22,6 @@ SLOW = MigrationPlan(channel=Unix(), max_bandwidth=1 << 20)
 """The guest writes 16 MB a second: it never ends by itself."""
 SAVED = MigrationPlan(channel=Exec("cat > /dev/null"), max_bandwidth=1 << 20)
 FAST = 1 << 32
-PATIENCE = 60
 
 
 @pytest.fixture(params=["distribution", pytest.param("patched", marks=pytest.mark.build)])
@@ -38,13 +37,6 @@ def qemus(request: pytest.FixtureRequest, qemu_path: Path, tmp_path: Path) -> It
 @pytest.fixture(params=["unix", "tcp"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> Path | tuple[str, int]:
     return tmp_path / "proxy" if request.param == "unix" else ("127.0.0.1", 0)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -73,7 +65,7 @@ async def test_source_that_stays_lost(qemus: Qemus, address: Path | tuple[str, i
                 await Machine.attach(qemus.destination, name="destination") as destination,
                 Migration(source, destination, SLOW) as migration,
             ):
-                await until(lambda: migration.status == "active")
+                await until(lambda: migration.status == "active", "it is active")
                 await proxy.cut()
                 await migration.complete()
     aftermath = caught.value.aftermath
@@ -91,9 +83,9 @@ async def test_source_that_stays_lost(qemus: Qemus, address: Path | tuple[str, i
 async def lose(proxy: Proxy, machine: Machine) -> None:
     """Cut the connection, and let it be made again."""
     await proxy.cut()
-    await until(lambda: not machine.monitor.connected)
+    await until(lambda: not machine.monitor.connected, "it is lost")
     await proxy.listen()
-    await until(lambda: machine.monitor.connected and proxy.sessions == 2)
+    await until(lambda: machine.monitor.connected and proxy.sessions == 2, "it is back")
 
 
 async def test_source_that_comes_back(qemus: Qemus, address: Path | tuple[str, int]) -> None:
@@ -103,10 +95,10 @@ async def test_source_that_comes_back(qemus: Qemus, address: Path | tuple[str, i
         await Machine.attach(qemus.destination, name="destination") as destination,
         Migration(source, destination, SLOW) as migration,
     ):
-        await until(lambda: migration.status == "active")
+        await until(lambda: migration.status == "active", "it is active")
         await lose(proxy, source)
         await migration.set_parameters(max_bandwidth=FAST, downtime_limit=1.0)
-        result = await migration.complete(timeout=PATIENCE)
+        result = await migration.complete(timeout=DEADLINE)
         assert result.status == "completed"
         assert result.aftermath.guest_at is GuestAt.DESTINATION
         assert (await commands.query_parameters(source.monitor))["max-bandwidth"] == FAST
@@ -120,11 +112,11 @@ async def test_destination_that_comes_back(qemus: Qemus, tmp_path: Path) -> None
         await Machine.attach(tmp_path / "proxy", name="destination") as destination,
         Migration(source, destination, SLOW) as migration,
     ):
-        await until(lambda: migration.status == "active")
+        await until(lambda: migration.status == "active", "it is active")
         await proxy.cut()
         await migration.set_parameters(max_bandwidth=FAST, downtime_limit=1.0)
-        completing = asyncio.create_task(migration.complete(timeout=PATIENCE))
-        await until(lambda: not destination.monitor.connected)
+        completing = asyncio.create_task(migration.complete(timeout=DEADLINE))
+        await until(lambda: not destination.monitor.connected, "it is lost")
         await proxy.listen()
         result = await completing
         assert result.aftermath.guest_at is GuestAt.DESTINATION
@@ -141,7 +133,7 @@ async def test_another_qemu_in_its_place(qemus: Qemus, tmp_path: Path) -> None:
                 await Machine.attach(tmp_path / "proxy", name="source") as source,
                 Migration(source, None, SAVED) as migration,
             ):
-                await until(lambda: migration.status == "active")
+                await until(lambda: migration.status == "active", "it is active")
                 await proxy.cut()
                 proxy.upstream = Path(qemus.destination)
                 await proxy.listen()
@@ -156,7 +148,7 @@ async def test_source_that_has_ended_is_known_to(qemus: Qemus) -> None:
         with pytest.raises(MigrationError, match="the source is lost") as caught:
             async with Migration(source, destination, SLOW) as migration:
                 assert source.life is Life.RUNS
-                await until(lambda: migration.status == "active")
+                await until(lambda: migration.status == "active", "it is active")
                 qemus.processes[0].kill()
                 await migration.complete()
         assert source.life is Life.ENDED

@@ -7,7 +7,6 @@ import os
 import secrets
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pytest
 
 from qemu_ring.errors import UsageError
 from qemu_ring.machine.peer import serving_process
+from qemu_ring.machine.sockets import listens
 from qemu_ring.qmp import (
     CommandTimeoutError,
     ConnectError,
@@ -27,6 +27,7 @@ from qemu_ring.qmp import (
     unix_name,
 )
 from tests.proxy import Session, proxied
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.qemu
 
@@ -64,11 +65,7 @@ def running(binary: Path, folder: Path, *, pretty: str = "off") -> Iterator[Runn
         ]
     with subprocess.Popen([str(binary), *arguments]) as process:
         try:
-            deadline = time.monotonic() + 60
-            while not sockets[-1].exists():
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
+            wait_until(lambda: listens(str(sockets[-1])), "QEMU listens")
             yield Running(process, (sockets[0], sockets[1]))
             assert process.poll() is None
         finally:

@@ -66,3 +66,45 @@ def test_no_descriptor_takes_a_closed_streams_number(tmp_path: Path) -> None:
         ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, program], timeout=60
     )
     assert done.returncode > 2
+
+
+ODD = "no\udcff\u2192.qmp"  # bytes that are no UTF-8, and a character that Latin-1 has not
+
+
+@pytest.mark.parametrize(
+    ("charset", "arrow"), [("utf-8", b"\xe2\x86\x92"), ("iso-8859-1", b"\\u2192")]
+)
+def test_names_that_are_no_text(tmp_path: Path, charset: str, arrow: bytes) -> None:
+    """And characters outside the terminal's charset: neither is a failure of the command."""
+    done = subprocess.run(
+        [*COMMAND, "top", "--once", "--interval", "0.1", os.fsencode(ODD)],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": charset},
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.returncode == 2  # there is no such socket
+    assert b"no\xff" + arrow + b".qmp: no QMP session: No such file" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("charset", ["ascii", "iso-8859-1", "cp1252", "utf-8"])
+def test_any_text_can_be_written(charset: str) -> None:
+    """By print and by rich; each character in some way, the others as they are."""
+    program = (
+        "from qemu_ring.cli.streams import guard_streams; guard_streams()\n"
+        "from rich.console import Console\n"
+        "text = 'a \\udcff \\u2192 \\U0001f600 \\xe9 z'\n"
+        "print(text); Console(highlight=False).print(text, emoji=False)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": charset},
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    for line in done.stdout.splitlines():
+        assert line.startswith(b"a ")
+        assert line.rstrip().endswith(b" z")
+    assert b"\xff" in done.stdout.splitlines()[0]
