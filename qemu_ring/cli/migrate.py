@@ -75,8 +75,8 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
 @click.option(
     "--channel",
     metavar="CHANNEL",
-    help="fd, unix, unix:PATH, tcp:HOST:PORT (port 0: any), or exec:COMMAND.  [default: fd, or "
-    "unix for several connections]",
+    help="fd, unix, unix:PATH, unix:@NAME, tcp:HOST:PORT (port 0: any), or exec:COMMAND.  "
+    "[default: fd, or unix for several connections]",
 )
 @click.option("--exec-incoming", metavar="COMMAND", help="For exec: what the destination runs.")
 @click.option(

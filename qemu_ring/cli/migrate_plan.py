@@ -9,6 +9,7 @@ from typing import Any, cast
 from qemu_ring.errors import UsageError
 from qemu_ring.migration import (
     AbortRules,
+    AbstractUnix,
     AutoConverge,
     BackgroundSnapshot,
     Channel,
@@ -262,6 +263,8 @@ def _channel(text: str | None, exec_incoming: str | None, file: Path | None) -> 
         raise UsageError("--exec-incoming needs --channel exec:COMMAND")
     host, _, port = rest.rpartition(":")
     match kind:
+        case "unix" if rest.startswith("@"):
+            return AbstractUnix(rest[1:])
         case "unix":
             return Unix(Path(rest).absolute() if rest else None)
         case "fd" if not rest:
@@ -273,7 +276,8 @@ def _channel(text: str | None, exec_incoming: str | None, file: Path | None) -> 
         case "tcp" if host and port.isdecimal():
             return Tcp(host.strip("[]"), int(port))
     raise UsageError(
-        f"no such channel: {text}", hint="use unix, unix:PATH, tcp:HOST:PORT, fd or exec:COMMAND"
+        f"no such channel: {text}",
+        hint="use unix, unix:PATH, unix:@NAME, tcp:HOST:PORT, fd or exec:COMMAND",
     )
 
 

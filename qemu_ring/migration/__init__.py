@@ -1,6 +1,6 @@
 """Driving one live migration, whatever its kind."""
 
-from qemu_ring.migration.channel import Channel, Exec, Fd, File, Tcp, Unix
+from qemu_ring.migration.channel import AbstractUnix, Channel, Exec, Fd, File, Tcp, Unix
 from qemu_ring.migration.cpr import CprTransferMigration
 from qemu_ring.migration.downtime import Downtime, GuestDowntime, firmware_writes
 from qemu_ring.migration.errors import (
@@ -64,6 +64,7 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "Kind",
     "Channel",
     "Unix",
+    "AbstractUnix",
     "Tcp",
     "Fd",
     "Exec",

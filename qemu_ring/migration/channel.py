@@ -19,6 +19,7 @@ from qemu_ring.migration.shared_folder import LONGEST_SOCKET_PATH, SharedFolder
 from qemu_ring.qmp import Monitor, commands
 
 __all__ = [
+    "AbstractUnix",
     "Channel",
     "Connection",
     "Exec",
@@ -155,6 +156,58 @@ class _OwnUnixConnection(Connection):
 
     def close(self, completed: bool) -> None:  # noqa: ARG002
         self._folder.close()
+
+
+@dataclass(frozen=True, slots=True)
+class AbstractUnix(Channel):
+    """A unix socket without a file, which both sides see that are in one network namespace.
+
+    Args:
+        name: at most 107 bytes.
+
+    Raises:
+        UsageError: it is none, or too long.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not 0 < len(os.fsencode(self.name)) <= LONGEST_SOCKET_PATH:
+            raise UsageError(
+                f"the name of a socket without a file has 1 to {LONGEST_SOCKET_PATH} bytes"
+            )
+
+    @property
+    def words(self) -> str:
+        """As on the command line."""
+        return f"unix:@{self.name}"
+
+    def connect(self, source: Monitor | None, destination: Monitor | None) -> Connection:
+        """Begin one use of it, between these monitors."""
+        return _AbstractConnection(self, source, destination)
+
+
+class _AbstractConnection(Connection):
+    def __init__(
+        self, channel: AbstractUnix, source: Monitor | None, destination: Monitor | None
+    ) -> None:
+        super().__init__(source, destination)
+        self._uri = channel.words
+
+    async def listen(self) -> str:
+        for monitor in (self.source, self.destination):
+            if monitor is None:
+                continue
+            schema = await monitor.schema()
+            if "channels" not in schema.command_arguments("migrate-incoming"):
+                raise QemuUnsuitableError(
+                    f"the {monitor.name} cannot migrate by a socket without a file",
+                    hint="use fd, or unix with a path; QEMU 8.2 has it",
+                )
+        return self._uri
+
+    async def reach(self) -> str:
+        return self._uri
 
 
 @dataclass(frozen=True, slots=True)

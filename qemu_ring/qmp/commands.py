@@ -124,15 +124,27 @@ async def migrate(
 
     Args:
         monitor: the source's.
-        uri: where to, such as ``tcp:host:port``.
+        uri: where to, such as ``tcp:host:port``; ``unix:@NAME`` is a socket without a file (QEMU
+            8.2 or newer).
         channels: instead of the URI, QAPI's MigrationChannel objects (QEMU 8.2 or newer).
         resume: go on with a postcopy migration that is paused.
         timeout: seconds.
     """
-    arguments: dict[str, object] = {"uri": uri} if channels is None else {"channels": channels}
+    arguments: dict[str, object] = {"channels": channels}
+    if channels is None:
+        arguments = _destination(uri)
     if resume:
         arguments["resume"] = True
     await monitor.execute("migrate", arguments, timeout=timeout)
+
+
+def _destination(uri: str | None) -> dict[str, object]:
+    """A URI as an argument; QEMU's own have no sockets without a file, which its channels have."""
+    if uri is None or not uri.startswith("unix:@"):
+        return {"uri": uri}
+    name = uri.removeprefix("unix:@")
+    address = {"transport": "socket", "type": "unix", "path": name, "abstract": True}
+    return {"channels": [{"channel-type": "main", "addr": address}]}
 
 
 async def migrate_cancel(monitor: Monitor, *, timeout: float | None = None) -> None:
@@ -155,7 +167,7 @@ async def migrate_incoming(
         exit_on_error: end QEMU when the migration fails; False needs QEMU 9.1.
         timeout: seconds.
     """
-    arguments: dict[str, object] = {"uri": uri}
+    arguments: dict[str, object] = _destination(uri)
     if not exit_on_error:
         arguments["exit-on-error"] = False
     await monitor.execute("migrate-incoming", arguments, timeout=timeout)
