@@ -31,7 +31,7 @@ class Downtime:
         qemu_seconds: the source's figure, which knows nothing of the destination.
         uncertainty_seconds: by how much the first two may be wrong, either way; 0 where both
             QEMUs are known to run on this host. Elsewhere their clocks differ, and are compared
-            by what their monitors' answers and events take at most.
+            by commands and the events that these caused. None if nothing tells.
     """
 
     seconds: float | None = None
@@ -54,17 +54,20 @@ class Moment:
     machine: Machine
 
     def until(self, later: Moment) -> tuple[float, float]:
-        """Seconds from this moment to a later one, never negative, and how wrong that may be."""
+        """Seconds from this moment to a later one, never negative, and how wrong that may be.
+
+        The latter is infinite where nothing tells.
+        """
         if self.machine.is_local and later.machine.is_local:
             return max(later.event.seconds - self.event.seconds, 0.0), 0.0
         seconds = later._here() - self._here()
         clocks = (self.machine.monitor.clock, later.machine.monitor.clock)
-        unsure = max(clock.least_round_trip for clock in clocks)
+        unsure = max(clock.most - clock.least for clock in clocks)
         return max(seconds, 0.0), max(unsure, -seconds)
 
     def _here(self) -> float:
         """When it was by this host's clock, or somewhat later."""
-        return self.event.seconds + self.machine.monitor.clock.least_lag
+        return self.event.seconds + self.machine.monitor.clock.most
 
 
 class GuestDowntime:

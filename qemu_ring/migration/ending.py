@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -221,7 +222,8 @@ class Ending:
         if self._guest_downtime is not None and seconds is not None:
             guest = await self._guest_downtime.wait()
         qemu = None if reported.downtime_ms is None else reported.downtime_ms / 1000
-        return Downtime(seconds, switchover, guest, qemu, unsure)
+        known = None if unsure is None or math.isinf(unsure) else unsure
+        return Downtime(seconds, switchover, guest, qemu, known)
 
     async def _error(
         self, message: str, kind: type[MigrationError] = MigrationError

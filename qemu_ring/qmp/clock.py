@@ -10,22 +10,24 @@ __all__ = ["PeerClock"]
 class PeerClock:
     """How the clock by which a QEMU dates its events compares with this host's monotonic one.
 
-    What an event was late when it arrived is never less than the clocks' difference, and no
-    answer is later than the whole way to and fro. The least of each that was ever seen counts.
+    An event arrives after it has happened, and one that a command has caused has happened after
+    that was sent. So the difference of the clocks lies between the two attributes.
 
     Attributes:
-        least_lag: of an event's arrival here minus its time there, seconds; infinite at first.
-        least_round_trip: of a command and its answer, seconds; infinite at first.
+        most: the least that an event's arrival here was ahead of its time there, seconds;
+            infinite at first.
+        least: the most that a command's sending here was ahead of the time there of what it
+            caused, seconds; minus infinite at first.
     """
 
     def __init__(self) -> None:
-        self.least_lag = math.inf
-        self.least_round_trip = math.inf
+        self.most = math.inf
+        self.least = -math.inf
 
     def heard(self, there: float, here: float) -> None:
         """Take note of an event: its time there, and of its arrival here."""
-        self.least_lag = min(self.least_lag, here - there)
+        self.most = min(self.most, here - there)
 
-    def answered(self, seconds: float) -> None:
-        """Take note of how long an answer took."""
-        self.least_round_trip = min(self.least_round_trip, seconds)
+    def caused(self, sent: float, there: float) -> None:
+        """Take note of an event's time there, and of when its cause was sent from here."""
+        self.least = max(self.least, sent - there)

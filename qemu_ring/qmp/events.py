@@ -119,6 +119,17 @@ class Listener:
         seen = f"; the last event was {last.name} {last.data}" if last else "; no event came"
         raise DeadlineError(f"{self._hub.name}: no {what} within {timeout:g} s{seen}")
 
+    def taken(self) -> list[Event]:
+        """Take all that has come; does not wait, and does not tell of a lost connection."""
+        found = []
+        while not self._queue.empty():
+            event = self._queue.get_nowait()
+            if event is None:
+                self.end()
+                break
+            found.append(event)
+        return found
+
     def offer(self, event: Event) -> None:
         """Queue the event if it is one of those listened for."""
         if not self._names or event.name in self._names:

@@ -38,6 +38,9 @@ __all__ = ["Address", "Monitor"]
 
 T = TypeVar("T")
 
+_BEGINNING = ("migrate", "migrate-incoming")
+"""Commands that cause an event, which comes before their answer: that a migration is set up."""
+
 
 class Monitor:
     """A QMP session: commands, events, and one clear end.
@@ -196,9 +199,14 @@ class Monitor:
         """
         _require_utf8(f"{self.name}: {name}", arguments)
         async with self._answered(name, timeout) as session:
-            sent = time.monotonic()
-            answer = await session.client.execute(name, arguments, oob=oob)
-            self.clock.answered(time.monotonic() - sent)
+            if name not in _BEGINNING:
+                return await session.client.execute(name, arguments, oob=oob)
+            with Listener(session.hub, ("MIGRATION",)) as events:
+                sent = time.monotonic()
+                answer = await session.client.execute(name, arguments, oob=oob)
+                for event in events.taken():
+                    if event.data.get("status") == "setup":
+                        self.clock.caused(sent, event.seconds)
             return answer
 
     async def call(
