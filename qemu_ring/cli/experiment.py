@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qemu_ring.cli.experiment_live import Live
+from qemu_ring.cli.experiment_print import read
 from qemu_ring.cli.experiment_results import (
     compare_command,
     console,
@@ -41,7 +42,6 @@ from qemu_ring.experiment import (
     json_schema,
     load_experiment,
     qemu_identity,
-    read_results,
     require_suitable,
     run_experiment,
     run_on_cluster,
@@ -201,10 +201,12 @@ def resume_command(
 
     Of a run that is made again the last record counts; the former ones stay in the file.
     """
-    before = read_results(directory)  # so that no directory is made by mistake
+    before = read(directory)  # so that no directory is made by mistake
     where = _Where.of(cpus, memory, scheduler)
-    noted = before.experiment.get("qemu") or {}
-    identity = where.qemu_identity(list(before.cells.values()), qemu or noted.get("path"))
+    noted = before.experiment.qemu
+    identity = where.qemu_identity(
+        list(before.cells.values()), qemu or (None if noted is None else noted.path)
+    )
     with Store(directory) as store:
         results = store.resume(identity)
         if repeats is not None:
@@ -309,16 +311,16 @@ def _go(
         notes.print(f"{done} of {len(results.runs)} runs are done already")
     with Live(results, parallel=where.is_parallel) as live:
         where.run(store, results, identity, live)
-    results = read_results(store.directory)
+    results = read(store.directory)
     if as_json:
         print_json(summary(results))
     else:
         print_summary(results)
         click.echo(f"results: {store.directory}")
-    statuses = {record["status"] for record in results.records}
-    if "stale" in statuses:
+    statuses = {record.status for record in results.records}
+    if Status.STALE in statuses:
         return ExitStatus.BAD
-    return ExitStatus.FAILED if statuses - {"ok"} else ExitStatus.GOOD
+    return ExitStatus.FAILED if statuses - {Status.OK} else ExitStatus.GOOD
 
 
 def _print_plan(plan: ExperimentPlan, qemu: str | None, *, as_json: bool) -> int:

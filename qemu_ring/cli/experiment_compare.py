@@ -9,10 +9,10 @@ from typing import Any
 import click
 from rich.text import Text
 
-from qemu_ring.cli.experiment_print import console, statuses_words, table_of
+from qemu_ring.cli.experiment_print import console, read, statuses_words, table_of
 from qemu_ring.cli.output import print_json
 from qemu_ring.errors import ExitStatus, UsageError
-from qemu_ring.experiment import Criteria, ResultsComparison, compare_results, read_results
+from qemu_ring.experiment import Criteria, ResultsComparison, compare_results
 from qemu_ring.experiment.verdicts import METRICS, CellComparison, Difference, Verdict
 
 __all__ = ["compare_command"]
@@ -83,9 +83,10 @@ def compare_command(
         threshold=threshold,
         confidence=confidence,
     )
+    here = read(a)
     found = compare_results(
-        read_results(a),
-        read_results(b or a),
+        here,
+        here if b is None else read(b),
         criteria,
         where_a=_where(where_a),
         where_b=_where(where_b),

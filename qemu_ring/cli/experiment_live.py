@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from rich.markup import escape
 from rich.progress import (
@@ -20,7 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 from qemu_ring.cli.output import notes
-from qemu_ring.experiment import Cell, Results, Run, Watcher
+from qemu_ring.experiment import Cell, Results, Run, RunRecord, Watcher
 
 __all__ = ["Live", "TimeLeft"]
 
@@ -39,7 +38,7 @@ class TimeLeft:
         self._left = Counter(run.cell for run in results.left)
         self._took: dict[str, list[float]] = {}
         for record in results.records:
-            self._took.setdefault(record["cell"], []).append(record["wall_seconds"])
+            self._took.setdefault(record.cell, []).append(record.wall_seconds)
 
     def ended(self, cell: str, seconds: float) -> None:
         """Note a run that ended."""
@@ -85,7 +84,7 @@ class Live(Watcher):
     def __init__(self, results: Results, *, parallel: bool) -> None:
         self._total = len(results.runs)
         self._done = len(results.records)
-        self._statuses = Counter(record["status"] for record in results.records)
+        self._statuses = Counter(record.status.value for record in results.records)
         self._time_left = TimeLeft(results)
         self._begun: dict[tuple[str, int], tuple[Cell, float]] = {}
         # When runs under way began, and how long the rest takes: for the thread that draws.
@@ -120,17 +119,17 @@ class Live(Watcher):
         self._begun[run.key] = cell, time.monotonic()
         self._update()
 
-    def ended(self, cell: Cell, run: Run, record: dict[str, Any]) -> None:
+    def ended(self, cell: Cell, run: Run, record: RunRecord) -> None:
         """Print its line."""
         self._begun.pop(run.key, None)  # a worker's word of its beginning may be under way yet
         self._done += 1
-        status = record["status"]
+        status = record.status.value
         self._statuses[status] += 1
-        self._time_left.ended(cell.id, record["wall_seconds"])
+        self._time_left.ended(cell.id, record.wall_seconds)
         colour = _COLOURS.get(status, "red")
-        said = f": {record['error']}" if record["error"] else ""
-        if not said and record["migration"]:
-            said = f", migrated in {record['migration']['seconds']:.2f} s"
+        said = f": {record.error}" if record.error else ""
+        if not said and record.migration and record.migration.seconds is not None:
+            said = f", migrated in {record.migration.seconds:.2f} s"
         notes.print(
             f"[{colour}]{status:>13}[/]  {self._done}/{self._total}  "
             f"{escape(cell.name)}, run {run.repeat}{escape(said)}",

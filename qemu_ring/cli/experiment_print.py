@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["console", "number", "statuses_words", "table_of"]
+from qemu_ring.cli.output import notes
+from qemu_ring.experiment import Results, read_results
+
+__all__ = ["console", "number", "read", "statuses_words", "table_of"]
 
 _WIDTH = 200
 
@@ -22,6 +26,24 @@ def console(*, markup: bool = True) -> Console:
     """
     width = None if sys.stdout.isatty() else _WIDTH
     return Console(highlight=False, markup=markup, emoji=markup, width=width)
+
+
+def read(directory: Path) -> Results:
+    """Read results; what of them is damaged is told on standard error.
+
+    Raises:
+        StoreError: they cannot be read.
+    """
+    results = read_results(directory)
+    for line in results.damaged:
+        notes.print(line, soft_wrap=True, markup=False)
+    if results.damaged:
+        notes.print(
+            f"`qemu-ring experiment resume {directory}` makes the runs again that have no record",
+            soft_wrap=True,
+            markup=False,
+        )
+    return results
 
 
 def table_of(*headings: str | tuple[str, ...]) -> Table:

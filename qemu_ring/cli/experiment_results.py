@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from qemu_ring.cli.experiment_compare import compare_command
-from qemu_ring.cli.experiment_print import console, number, statuses_words, table_of
+from qemu_ring.cli.experiment_print import console, number, read, statuses_words, table_of
 from qemu_ring.cli.output import print_json
 from qemu_ring.errors import ExitStatus, UsageError
-from qemu_ring.experiment import Cell, Results, StoreError, export, read_results
+from qemu_ring.experiment import Cell, Results, RunRecord, StoreError, export
+from qemu_ring.experiment.results.record import MigrationRecord
 
 __all__ = [
     "compare_command",
@@ -45,7 +46,7 @@ def list_command(directory: Path, as_json: bool) -> int:
     places = [Path(place) for place, _, files in os.walk(directory) if "experiment.json" in files]
     for place in sorted(places):
         try:
-            found.append(read_results(place))
+            found.append(read(place))
         except StoreError as error:
             click.echo(f"qemu-ring: {error}", err=True)
     if as_json:
@@ -78,7 +79,7 @@ def list_command(directory: Path, as_json: bool) -> int:
 @_json_option
 def show_command(directory: Path, cell: str | None, as_json: bool) -> int:
     """Show what an experiment found: a line for each cell, or each run of one."""
-    results = read_results(directory)
+    results = read(directory)
     if cell is None:
         if as_json:
             print_json(summary(results))
@@ -91,10 +92,10 @@ def show_command(directory: Path, cell: str | None, as_json: bool) -> int:
             f"{len(chosen)} cells have an id that begins with {cell}",
             hint="`qemu-ring experiment show DIR` lists them",
         )
-    records = [one for one in results.records if one["cell"] == chosen[0].id]
+    records = results.by_cell[chosen[0].id]
     if as_json:
         schema = {"schema": {"name": "qemu-ring.experiment-cell", "version": 1}}
-        print_json(schema | chosen[0].as_dict() | {"runs": records})
+        print_json(schema | chosen[0].as_dict() | {"runs": [one.as_dict() for one in records]})
     else:
         _print_cell(chosen[0], records)
     return ExitStatus.GOOD
@@ -121,10 +122,8 @@ def report_command(a: Path, b: Path | None, output: Path | None, plots: Path | N
     from qemu_ring.report import write_report
 
     directories = [a] if b is None else [a, b]
-    for directory in directories:
-        read_results(directory)  # one error for all that are none
     output = output or a / "report.html"
-    write_report(directories, output, plots=plots)
+    write_report([read(directory) for directory in directories], output, plots=plots)
     click.echo(str(output))
     return ExitStatus.GOOD
 
@@ -185,34 +184,39 @@ def _line(results: Results) -> dict[str, Any]:
     return {
         "directory": str(results.directory),
         "name": results.name,
-        "created": results.experiment["created"],
+        "created": results.experiment.created,
         "runs": len(results.runs),
         "done": len(results.records),
-        "statuses": dict(Counter(one["status"] for one in results.records)),
+        "damaged": len(results.damaged),
+        "statuses": _statuses(results.records),
     }
 
 
+def _statuses(records: Iterable[RunRecord]) -> dict[str, int]:
+    return dict(Counter(one.status.value for one in records))
+
+
 def _cell(results: Results, cell: Cell) -> dict[str, Any]:
-    every = [one for one in results.records if one["cell"] == cell.id]
-    records = [one for one in every if not one["warm_up"]]
-    completed = [one["migration"] for one in records if one["status"] in ("ok", "stale")]
+    every = results.by_cell[cell.id]
+    records = [one for one in every if not one.warm_up]
+    completed = [one.migration for one in records if one.is_measured]
 
     def median(key: str) -> float | None:
-        known = [one[key] for one in completed if one and one[key] is not None]
+        known = [value for one in completed if (value := getattr(one, key)) is not None]
         return statistics.median(known) if known else None
 
     return {
         "id": cell.id,
         "name": cell.name,
         "runs": len(records),
-        "statuses": dict(Counter(one["status"] for one in records)),
-        "warm_up_statuses": dict(Counter(one["status"] for one in every if one["warm_up"])),
+        "statuses": _statuses(records),
+        "warm_up_statuses": _statuses(one for one in every if one.warm_up),
         **{key: median(key) for key in ("seconds", "downtime_seconds", "bytes")},
-        "stale_pages": sum(one["stale_pages"] or 0 for one in every),
+        "stale_pages": sum(one.stale_pages or 0 for one in every),
     }
 
 
-def _print_cell(cell: Cell, records: Iterable[Mapping[str, Any]]) -> None:
+def _print_cell(cell: Cell, records: Iterable[RunRecord]) -> None:
     out = console(markup=False)
     out.print(f"{cell.name} ({cell.id})")
     for key, value in cell.parameters.items():
@@ -220,14 +224,14 @@ def _print_cell(cell: Cell, records: Iterable[Mapping[str, Any]]) -> None:
             out.print(f"  {key}: {value}", soft_wrap=True)
     table = table_of(("run", "seconds", "downtime ms", "MiB sent", "passes", "stale"), "status")
     for one in records:
-        migration = one["migration"] or {}
+        migration = one.migration or MigrationRecord()
         table.add_row(
-            f"{one['repeat']}{' (warm-up)' if one['warm_up'] else ''}",
-            number(migration.get("seconds"), 1, ".3f"),
-            number(migration.get("downtime_seconds"), 1e3, ",.1f"),
-            number(migration.get("bytes"), 1 / (1 << 20), ",.1f"),
-            str(len(migration.get("iterations", ()))),
-            number(one["stale_pages"], 1, ",.0f"),
-            ": ".join(filter(None, (one["status"], one["error"]))),
+            f"{one.repeat}{' (warm-up)' if one.warm_up else ''}",
+            number(migration.seconds, 1, ".3f"),
+            number(migration.downtime_seconds, 1e3, ",.1f"),
+            number(migration.bytes, 1 / (1 << 20), ",.1f"),
+            str(len(migration.iterations)),
+            number(one.stale_pages, 1, ",.0f"),
+            ": ".join(filter(None, (one.status.value, one.error))),
         )
     out.print(table)

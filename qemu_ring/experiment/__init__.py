@@ -10,16 +10,17 @@ from qemu_ring.experiment.errors import (
 )
 from qemu_ring.experiment.load import load_experiment, parse_experiment
 from qemu_ring.experiment.plan import Cell, ExperimentPlan, Run
-from qemu_ring.experiment.record import Status
+from qemu_ring.experiment.results.reader import Results, read_results
+from qemu_ring.experiment.results.record import RunRecord, Status
+from qemu_ring.experiment.results.store import Store
+from qemu_ring.experiment.results.tables import export, read, rows
 from qemu_ring.experiment.runner import Budget, Watcher, qemu_identity, run_experiment
 from qemu_ring.experiment.schema import json_schema
-from qemu_ring.experiment.store import Results, Store, read_results
 from qemu_ring.experiment.suitability import (
     require_suitable,
     unsuitable_cells,
     unsuitable_words,
 )
-from qemu_ring.experiment.tables import export, read, rows
 from qemu_ring.experiment.verdicts import Criteria, ResultsComparison
 
 __all__ = [  # noqa: RUF022 - in order of importance
@@ -39,6 +40,7 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "Budget",
     "Watcher",
     "Status",
+    "RunRecord",
     "Store",
     "Results",
     "read_results",

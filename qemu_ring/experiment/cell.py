@@ -16,7 +16,7 @@ from typing import Any
 from qemu_ring.errors import HostError
 from qemu_ring.experiment.measure import Measurement
 from qemu_ring.experiment.network import enter_network
-from qemu_ring.experiment.record import Status
+from qemu_ring.experiment.results.record import Status
 from qemu_ring.experiment.schema import NetworkPart
 from qemu_ring.qmp import set_answer_timeout
 

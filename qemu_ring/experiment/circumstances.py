@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from qemu_ring.experiment.parameters import named_by_parameters
 from qemu_ring.experiment.plan import Cell
+from qemu_ring.experiment.results.record import RunRecord
 
 __all__ = ["provenance_differences", "specification_differences"]
 
@@ -55,7 +56,7 @@ def specification_differences(
 
 
 def provenance_differences(
-    a: Iterable[Mapping[str, Any]], b: Iterable[Mapping[str, Any]]
+    a: Iterable[RunRecord], b: Iterable[RunRecord]
 ) -> dict[str, tuple[Any, Any]]:
     """Where the records of A and those of B come from, as far as it is not the same.
 
@@ -89,10 +90,10 @@ def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, t
             yield key, (a.get(key), b.get(key))
 
 
-def _sources(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def _sources(records: Iterable[RunRecord]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for record in records:
-        for key, value in _flat(record.get("provenance") or {}):
+        for key, value in _flat(record.provenance):
             if _counts(key):
                 told = found.setdefault(key, [])
                 if value not in told:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qemu_ring import __version__
 from qemu_ring.errors import ExitStatus, HostError, QemuRingError, UsageError
+from qemu_ring.experiment.draft import empty_record
 from qemu_ring.experiment.plan import Cell, Run
 from qemu_ring.experiment.process import run_labels
-from qemu_ring.experiment.record import Status, empty_record
+from qemu_ring.experiment.results.reader import Results
+from qemu_ring.experiment.results.record import Status
+from qemu_ring.experiment.results.store import Store
 from qemu_ring.experiment.runner import Watcher, keep_record
 from qemu_ring.experiment.stop import StopRules
-from qemu_ring.experiment.store import Results, Store
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -261,8 +263,8 @@ class _Runner:
         await self._keep(cell, run, record)
 
     async def _keep(self, cell: Cell, run: Run, record: dict[str, Any]) -> None:
-        await keep_record(self._store, self._results, cell, run, record, self._watcher)
-        self._rules.ended(record)
+        kept = await keep_record(self._store, self._results, cell, run, record, self._watcher)
+        self._rules.ended(kept)
 
     async def _remote(self, cell: Cell, run: Run, qemu: Mapping[str, Any] | None) -> dict[str, Any]:
         from distributed import CancelledError
@@ -277,7 +279,7 @@ class _Runner:
             cell.as_dict(),
             asked,
             None if qemu is None else dict(qemu),
-            dict(self._results.experiment.get("inputs", {})),
+            self._results.experiment.inputs,
             __version__,
             key,
             self._topic,

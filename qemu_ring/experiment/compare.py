@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from operator import attrgetter
 
 from qemu_ring.experiment import significance
 from qemu_ring.experiment.circumstances import (
@@ -14,8 +14,8 @@ from qemu_ring.experiment.circumstances import (
 )
 from qemu_ring.experiment.matching import Matched, match_cells
 from qemu_ring.experiment.plan import Cell
-from qemu_ring.experiment.record import Status
-from qemu_ring.experiment.store import Results
+from qemu_ring.experiment.results.reader import Results
+from qemu_ring.experiment.results.record import MigrationRecord, RunRecord, Status
 from qemu_ring.experiment.verdicts import (
     METRICS,
     CellComparison,
@@ -28,12 +28,9 @@ from qemu_ring.experiment.verdicts import (
 
 __all__ = ["compare_results"]
 
-_COMPLETED = (Status.OK.value, Status.STALE.value)  # a stale run did complete
-_NEVER_NEW = (Status.CRASHED.value, Status.TIMEOUT.value)
+_NEVER_NEW = (Status.CRASHED, Status.TIMEOUT)
 _OF_THE_GUEST = ("downtime_seconds", "guest_downtime_seconds")
 """What `verify` makes something else, for the guest stands still while memory is compared."""
-
-Record = Mapping[str, Any]
 
 
 def compare_results(
@@ -63,9 +60,9 @@ def compare_results(
     """
     criteria = criteria or Criteria()
     matched = match_cells(a, b, where_a or {}, where_b or {})
-    by_cell = _by_cell(a), _by_cell(b)
+    by_cell = a.by_cell, b.by_cell
     compared = [
-        _Pair(one, other, (by_cell[0].get(one.id, []), by_cell[1].get(other.id, [])))
+        _Pair(one, other, (by_cell[0][one.id], by_cell[1][other.id]))
         for one, other in matched.pairs
     ]
     cells = _judged(compared, criteria)
@@ -99,7 +96,7 @@ class _Pair:
 
     a: Cell
     b: Cell
-    records: tuple[Sequence[Record], Sequence[Record]]
+    records: tuple[Sequence[RunRecord], Sequence[RunRecord]]
 
     @property
     def name(self) -> str:
@@ -111,15 +108,16 @@ class _Pair:
 
     def statuses(self, *, warm_up: bool) -> tuple[dict[str, int], dict[str, int]]:
         here, there = (
-            dict(Counter(one["status"] for one in side if one["warm_up"] is warm_up))
+            dict(Counter(one.status.value for one in side if one.warm_up is warm_up))
             for side in self.records
         )
         return here, there
 
     def values(self, metric: str) -> tuple[list[float], list[float]]:
         """Of the measured runs that completed, in A and in B."""
+        one_of = attrgetter(metric)
         here, there = (
-            [float(one[metric]) for one in _completed(side) if one[metric] is not None]
+            [float(value) for one in _completed(side) if (value := one_of(one)) is not None]
             for side in self.records
         )
         return here, there
@@ -158,7 +156,8 @@ def _judged(pairs: Sequence[_Pair], criteria: Criteria) -> list[CellComparison]:
 def _completion(pair: _Pair) -> tuple[Completion, significance.Tested]:
     runs_a, runs_b = (sum(one.values()) for one in pair.statuses(warm_up=False))
     done_a, done_b = (
-        sum(one.get(status, 0) for status in _COMPLETED) for one in pair.statuses(warm_up=False)
+        sum(one.get(status.value, 0) for status in Status if status.is_completed)
+        for one in pair.statuses(warm_up=False)
     )
     return significance.completion((runs_a, runs_b), (done_a, done_b))
 
@@ -169,7 +168,7 @@ def _by_survivors(one: Difference, completion: Completion) -> Difference:
     return one
 
 
-def _broken(records: tuple[Sequence[Record], Sequence[Record]]) -> Iterator[str]:
+def _broken(records: tuple[Sequence[RunRecord], Sequence[RunRecord]]) -> Iterator[str]:
     """What needs no statistics; runs to warm up are no excuse."""
     a, b = records
     total = len(b)
@@ -178,19 +177,19 @@ def _broken(records: tuple[Sequence[Record], Sequence[Record]]) -> Iterator[str]
         was = f"{len(before)} of {len(a)} of A ({_pages(before)})" if before else "none of A"
         yield f"{len(lost)} of {total} runs of B lost memory ({_pages(lost)}), and {was}"
     for status in _NEVER_NEW:
-        count = sum(one["status"] == status for one in b)
-        if count and not any(one["status"] == status for one in a):
-            did = "timed out" if status == Status.TIMEOUT.value else status
+        count = sum(one.status is status for one in b)
+        if count and not any(one.status is status for one in a):
+            did = "timed out" if status is Status.TIMEOUT else status.value
             yield f"{count} of {total} runs of B {did}, and none of A"
-    measured = Counter(one["status"] for one in b if not one["warm_up"])
+    measured = Counter(one.status.value for one in b if not one.warm_up)
     if list(_completed(a)) and measured and not list(_completed(b)):
         words = ", ".join(f"{count} {status}" for status, count in measured.items())
         yield f"no run of B completed ({words})"
 
 
-def _lost_elsewhere(b: Mapping[str, Sequence[Record]], matched: Matched) -> Iterator[str]:
+def _lost_elsewhere(b: Mapping[str, Sequence[RunRecord]], matched: Matched) -> Iterator[str]:
     for cell in matched.only_b:
-        records = b.get(cell.id, [])
+        records = b[cell.id]
         if lost := _stale(records):
             yield (
                 f"{cell.name}, which A does not have: {len(lost)} of {len(records)} runs of B "
@@ -198,12 +197,12 @@ def _lost_elsewhere(b: Mapping[str, Sequence[Record]], matched: Matched) -> Iter
             )
 
 
-def _stale(records: Sequence[Record]) -> list[Record]:
-    return [one for one in records if one["status"] == Status.STALE.value or one["stale_pages"]]
+def _stale(records: Sequence[RunRecord]) -> list[RunRecord]:
+    return [one for one in records if one.status is Status.STALE or one.stale_pages]
 
 
-def _pages(records: Sequence[Record]) -> str:
-    pages = sum(one["stale_pages"] or 0 for one in records)
+def _pages(records: Sequence[RunRecord]) -> str:
+    pages = sum(one.stale_pages or 0 for one in records)
     return f"{pages:,} page{'' if pages == 1 else 's'}"
 
 
@@ -249,11 +248,11 @@ def _not_compared(pairs: Sequence[_Pair], criteria: Criteria) -> Iterator[str]:
 
 def _told_nothing(pair: _Pair) -> bool:
     """Whether it was made in both, but completed in none, and not because it never converges."""
-    statuses = {one["status"] for side in pair.records for one in side}
+    statuses = {one.status for side in pair.records for one in side}
     return (
         all(pair.records)
         and not any(map(_any_completed, pair.records))
-        and statuses != {Status.NOT_CONVERGED.value}
+        and statuses != {Status.NOT_CONVERGED}
     )
 
 
@@ -283,19 +282,12 @@ def _cells(count: int) -> str:
     return "1 cell" if count == 1 else f"{count} cells"
 
 
-def _by_cell(results: Results) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
-    for record in results.records:
-        found.setdefault(record["cell"], []).append(record)
-    return found
-
-
-def _completed(records: Sequence[Record]) -> Iterator[Record]:
+def _completed(records: Sequence[RunRecord]) -> Iterator[MigrationRecord]:
     """Migrations of the measured runs that completed."""
     for one in records:
-        if one["status"] in _COMPLETED and not one["warm_up"] and one["migration"]:
-            yield one["migration"]
+        if one.is_measured and one.migration is not None:
+            yield one.migration
 
 
-def _any_completed(records: Sequence[Record]) -> bool:
+def _any_completed(records: Sequence[RunRecord]) -> bool:
     return next(_completed(records), None) is not None

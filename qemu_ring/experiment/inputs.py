@@ -66,14 +66,14 @@ def changed_file(cells: Iterable[Cell], noted: Mapping[str, str]) -> str | None:
     return None
 
 
-def qemu_changed(qemu: Path, noted: Mapping[str, Any]) -> str | None:
+def qemu_changed(qemu: Path, sha256: str) -> str | None:
     """The same of the QEMU for cells that name none.
 
     Args:
         qemu: its path.
-        noted: its identity in the results.
+        sha256: as the results note it.
     """
-    return _changed(str(qemu), str(noted["sha256"]))
+    return _changed(str(qemu), sha256)
 
 
 def _changed(path: str, sha256: str) -> str | None:

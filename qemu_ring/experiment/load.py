@@ -12,8 +12,8 @@ from qemu_ring.experiment.errors import ExperimentFileError
 from qemu_ring.experiment.matrix import Combination, MatrixError, combinations
 from qemu_ring.experiment.plan import Cell, ExperimentPlan
 from qemu_ring.experiment.resolve import CellResolver
+from qemu_ring.experiment.results.tables import RESERVED
 from qemu_ring.experiment.schema import CellPart, PlanPart
-from qemu_ring.experiment.tables import RESERVED
 from qemu_ring.guestfile import GuestFileError
 from qemu_ring.guestfile.mistakes import mistakes
 from qemu_ring.guestfile.source import Path as DocumentPath

@@ -10,7 +10,7 @@ from qemu_ring.experiment.errors import NothingInCommonError
 from qemu_ring.experiment.matrix import label_of
 from qemu_ring.experiment.parameters import named_by_parameters
 from qemu_ring.experiment.plan import Cell
-from qemu_ring.experiment.store import Results
+from qemu_ring.experiment.results.reader import Results
 
 __all__ = ["Matched", "match_cells"]
 

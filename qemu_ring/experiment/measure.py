@@ -14,19 +14,19 @@ from typing import Any
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import HostError, QemuRingError, QemuUnsuitableError, UsageError
-from qemu_ring.experiment.guests import start_guests
-from qemu_ring.experiment.migrations import migration_plan
-from qemu_ring.experiment.plan import run_seed
-from qemu_ring.experiment.provenance import command_lines, images, provenance
-from qemu_ring.experiment.record import (
-    Status,
+from qemu_ring.experiment.draft import (
     empty_record,
     migration_record,
     partial_record,
     sample_record,
     stale_record,
 )
+from qemu_ring.experiment.guests import start_guests
+from qemu_ring.experiment.migrations import migration_plan
+from qemu_ring.experiment.plan import run_seed
+from qemu_ring.experiment.provenance import command_lines, images, provenance
 from qemu_ring.experiment.removals import Removals
+from qemu_ring.experiment.results.record import Status
 from qemu_ring.experiment.schema import CellPart
 from qemu_ring.experiment.written import Written
 from qemu_ring.guest import Pattern

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qemu_ring._compat import timeout as deadline
+from qemu_ring.experiment.draft import empty_record
 from qemu_ring.experiment.plan import Cell, Run
-from qemu_ring.experiment.record import Status, empty_record
+from qemu_ring.experiment.results.record import Status
 from qemu_ring.machine.machine import last_lines
 from qemu_ring.machine.memory import UnnamedFile
 from qemu_ring.machine.process import ChildProcess

@@ -13,10 +13,11 @@ from distributed import Worker, get_worker
 
 from qemu_ring import __version__
 from qemu_ring.errors import QemuRingError
+from qemu_ring.experiment.draft import empty_record
 from qemu_ring.experiment.inputs import changed_file
 from qemu_ring.experiment.plan import Cell, Run
 from qemu_ring.experiment.process import run_in_process, run_labels
-from qemu_ring.experiment.record import Status, empty_record
+from qemu_ring.experiment.results.record import Status
 from qemu_ring.experiment.runner import qemu_identity
 from qemu_ring.experiment.suitability import require_suitable, unsuitable_cells
 from qemu_ring.experiment.together import SideBySide

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from qemu_ring.errors import UsageError
+from qemu_ring.experiment.draft import empty_record
 from qemu_ring.experiment.inputs import changed_file, qemu_changed
 from qemu_ring.experiment.plan import Cell, Run
 from qemu_ring.experiment.process import run_in_process, run_labels
-from qemu_ring.experiment.record import Status, empty_record
+from qemu_ring.experiment.results.reader import Results
+from qemu_ring.experiment.results.record import RunRecord, Status
+from qemu_ring.experiment.results.store import Store
 from qemu_ring.experiment.stop import StopRules
-from qemu_ring.experiment.store import Results, Store
 from qemu_ring.experiment.together import SideBySide
 from qemu_ring.machine import find_qemu, probe_qemu
 
@@ -63,7 +65,7 @@ class Watcher:
     def started(self, cell: Cell, run: Run) -> None:
         """A run began."""
 
-    def ended(self, cell: Cell, run: Run, record: dict[str, Any]) -> None:
+    def ended(self, cell: Cell, run: Run, record: RunRecord) -> None:
         """A run ended, and its record is kept."""
 
 
@@ -188,16 +190,16 @@ class _Runner:
             with self._side_by_side.one() as most:
                 record = await run_in_process(cell, run, self._qemu, cpus=claim.cpus)
             record["side_by_side"] = most()
-        await keep_record(self._store, self._results, cell, run, record, self._watcher)
-        self._stop.ended(record)
+        kept = await keep_record(self._store, self._results, cell, run, record, self._watcher)
+        self._stop.ended(kept)
 
     def _changed(self, cell: Cell) -> str | None:
         """What is not as it was when the experiment was begun: QEMU, or another file."""
         noted = self._results.experiment
         why = None
-        if cell.specification.get("qemu") is None and self._qemu is not None and noted.get("qemu"):
-            why = qemu_changed(self._qemu, noted["qemu"])
-        return why or changed_file([cell], noted.get("inputs", {}))
+        if cell.specification.get("qemu") is None and self._qemu is not None and noted.qemu:
+            why = qemu_changed(self._qemu, noted.qemu.sha256)
+        return why or changed_file([cell], noted.inputs)
 
 
 async def keep_record(
@@ -207,12 +209,16 @@ async def keep_record(
     run: Run,
     record: dict[str, Any],
     watcher: Watcher,
-) -> None:
+) -> RunRecord:
     """Keep what has become of a run, then tell of it.
+
+    Returns:
+        the record as it is kept.
 
     Raises:
         StoreError: it could not be kept.
     """
-    record["warm_up"] = run.repeat < int(results.experiment["warm_up"])
-    await asyncio.to_thread(store.append, record)
-    watcher.ended(cell, run, record)
+    record["warm_up"] = run.repeat < results.experiment.warm_up
+    kept = await asyncio.to_thread(store.append, record)
+    watcher.ended(cell, run, kept)
+    return kept

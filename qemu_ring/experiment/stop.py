@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from qemu_ring.errors import QemuRingError
-from qemu_ring.experiment.record import Status
-from qemu_ring.experiment.store import Results
+from qemu_ring.experiment.results.reader import Results
+from qemu_ring.experiment.results.record import RunRecord, Status
 
 __all__ = ["StopRules"]
 
@@ -23,16 +21,16 @@ class StopRules:
     """
 
     def __init__(self, results: Results) -> None:
-        rules = results.experiment.get("stop") or {}
+        rules = results.experiment.stop
         self._directory = results.directory
         self._most_failures: int | None = rules.get("failures-in-a-row")
         self._most_seconds: float | None = rules.get("seconds")
         self._failures = 0
         self._started = time.monotonic()
 
-    def ended(self, record: Mapping[str, Any]) -> None:
+    def ended(self, record: RunRecord) -> None:
         """Note a run that has ended."""
-        failed = record["status"] in _FAILED
+        failed = record.status in _FAILED
         self._failures = self._failures + 1 if failed else 0
 
     def error(self) -> QemuRingError | None:

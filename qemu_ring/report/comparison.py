@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qemu_ring.experiment import NothingInCommonError, ResultsComparison, compare_results
-from qemu_ring.experiment import read_results as read_whole
+from qemu_ring.experiment import (
+    NothingInCommonError,
+    Results,
+    ResultsComparison,
+    compare_results,
+)
 from qemu_ring.experiment.verdicts import CellComparison, Criteria, Difference, Verdict
 from qemu_ring.report import units
 from qemu_ring.report.plot import Choice, Plot, Rows, Spec, row_axis
-from qemu_ring.report.results import Results
 from qemu_ring.report.summary import DOWNTIME, SENT, TIME, CellSummary, Measure
 from qemu_ring.report.theme import colour
 from qemu_ring.report.verdict import Answer
@@ -91,9 +94,7 @@ def compare_experiments(
 ) -> Comparison | None:
     """Compare two experiments by the rules of the command; None if no cell is in both."""
     try:
-        found = compare_results(
-            read_whole(first.directory), read_whole(second.directory), Criteria()
-        )
+        found = compare_results(first, second, Criteria())
     except NothingInCommonError:
         return None
     by_id = [{cell.cell.id: cell for cell in side} for side in cells]

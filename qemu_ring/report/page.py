@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qemu_ring.experiment import Results
 from qemu_ring.report import tables, units, verdict
 from qemu_ring.report.comparison import change_plot, compare_answer, compare_experiments
 from qemu_ring.report.plot import Plot
-from qemu_ring.report.results import Results
 from qemu_ring.report.scaling import scaling_plots
 from qemu_ring.report.stalemap import stale_map
 from qemu_ring.report.strips import Row, strip_plot
@@ -91,7 +91,7 @@ def build_page(results: Sequence[Results]) -> Page:
     subjects = [
         Subject(one, letter, run)
         for letter, one in zip(letters, results, strict=True)
-        for run in one.runs
+        for run in one.records
     ]
     timeline = timeline_plot(subjects)
     if len(results) == 1:

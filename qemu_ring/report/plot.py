@@ -87,11 +87,28 @@ class Plot:
         for choice in self.choices:
             if self.files is None or choice.name in self.files:
                 name = f"{self.name}-{choice.name}" if choice.name else self.name
-                spec = with_width(self.frame, WIDTH - self.margin)
+                spec = with_width(_without_tooltips(self.frame), WIDTH - self.margin)
                 heading = {"text": self.title, "frame": "bounds", "fontSize": 16, "offset": 12}
                 if choice.label:
                     heading["subtitle"] = choice.label
-                yield name, {**spec, "title": heading, "datasets": choice.data}
+                data = _named_fields(spec, choice.data)
+                yield name, {**spec, "title": heading, "datasets": data}
+
+
+def _without_tooltips(spec: Any) -> Any:
+    """A description for a file, in which nobody points at anything."""
+    if isinstance(spec, dict):
+        return {key: _without_tooltips(one) for key, one in spec.items() if key != "tooltip"}
+    return [_without_tooltips(one) for one in spec] if isinstance(spec, list) else spec
+
+
+def _named_fields(spec: Spec, data: Data) -> Data:
+    """The data, without the fields that only tooltips show: most of it, where there are many."""
+    text = json.dumps(spec)
+    return {
+        name: [{key: value for key, value in row.items() if key in text} for row in rows]
+        for name, rows in data.items()
+    }
 
 
 def with_width(spec: Spec, width: int) -> Spec:

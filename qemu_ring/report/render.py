@@ -6,6 +6,8 @@ It needs what the extra `report` installs, so nothing may import it before a rep
 from __future__ import annotations
 
 import json
+import math
+import re
 from importlib import resources
 
 import jinja2
@@ -20,6 +22,8 @@ from qemu_ring.report.theme import DARK, LIGHT
 __all__ = ["drawings", "html", "svg"]
 
 _PNG_SCALE = 2.0
+_MOST_PIXELS = 4e6
+_SIZE = re.compile(r'<svg[^>]* width="([\d.]+)"[^>]* height="([\d.]+)"')
 
 
 def html(page: Page) -> str:
@@ -56,8 +60,16 @@ def drawings(page: Page) -> dict[str, bytes]:
         for name, spec in plot.drawings():
             drawing = svg(spec)
             files[f"{name}.svg"] = drawing.encode()
-            files[f"{name}.png"] = vl_convert.svg_to_png(drawing, scale=_PNG_SCALE)
+            files[f"{name}.png"] = vl_convert.svg_to_png(drawing, scale=_png_scale(drawing))
     return files
+
+
+def _png_scale(drawing: str) -> float:
+    """Twice the size, but no larger than can be drawn in little memory."""
+    found = _SIZE.search(drawing)
+    assert found is not None
+    pixels = float(found[1]) * float(found[2])
+    return min(_PNG_SCALE, math.sqrt(_MOST_PIXELS / pixels))
 
 
 def svg(spec: Spec) -> str:

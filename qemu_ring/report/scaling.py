@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qemu_ring.experiment.parameters import Scalar
 from qemu_ring.report import units
 from qemu_ring.report.plot import Choice, Plot, Spec, slug
-from qemu_ring.report.results import Scalar
 from qemu_ring.report.statistics import median
 from qemu_ring.report.summary import CellSummary, Measure
 from qemu_ring.report.theme import SERIES, SHAPES

@@ -7,14 +7,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from qemu_ring.experiment.results.record import RunRecord
 from qemu_ring.report import units
 from qemu_ring.report.plot import Choice, Plot, Rows, Spec, row_axis
-from qemu_ring.report.results import PAGE_BYTES, Run
 from qemu_ring.report.summary import CellSummary
 from qemu_ring.report.theme import HEAT, colour
 
 __all__ = ["stale_map"]
 
+PAGE_BYTES = 4096
 _MOST_BINS = 128
 
 
@@ -111,7 +112,7 @@ def _heat(block: str, pages: int, cells: Sequence[CellSummary]) -> list[dict[str
     return rows
 
 
-def _places(run: Run, block: str, width: int) -> Counter[int]:
+def _places(run: RunRecord, block: str, width: int) -> Counter[int]:
     """Count a run's stale pages in places of so many pages."""
     if not run.stale_places:
         return Counter(page.page // width for page in run.stale if page.block == block)
@@ -133,7 +134,7 @@ def _unknown(blocks: dict[str, int], cells: Sequence[CellSummary]) -> Iterator[d
                 yield {"block": block, "row": row, "middle": row, "from": begin, "to": pages}
 
 
-def _known(run: Run, block: str, pages: int) -> int:
+def _known(run: RunRecord, block: str, pages: int) -> int:
     """From the block's first page on, how many of them the list of stale pages tells of."""
     if run.stale_places or len(run.stale) >= (run.stale_pages or 0):
         return pages

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qemu_ring.experiment.results.record import RunRecord
 from qemu_ring.report import units
 from qemu_ring.report.plot import Choice, Plot, Spec, row_axis
-from qemu_ring.report.results import Run
 from qemu_ring.report.statistics import median
 from qemu_ring.report.summary import Measure
 from qemu_ring.report.theme import SERIES, colour
@@ -31,7 +31,7 @@ class Row:
     """
 
     name: str
-    runs: tuple[Sequence[Run], ...]
+    runs: tuple[Sequence[RunRecord], ...]
 
 
 def strip_plot(rows: Sequence[Row], measure: Measure, sets: Sequence[str] = ("",)) -> Plot | None:
@@ -105,7 +105,12 @@ class _Lane:
 
 
 def _points(
-    name: str, runs: Sequence[Run], measure: Measure, unit: units.Unit, lane: _Lane, group: str
+    name: str,
+    runs: Sequence[RunRecord],
+    measure: Measure,
+    unit: units.Unit,
+    lane: _Lane,
+    group: str,
 ) -> list[dict[str, Any]]:
     counted = [run for run in runs if measure.values([run])]
     points = []

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from qemu_ring.experiment import Cell, Results
+from qemu_ring.experiment.results.record import MigrationRecord, RunRecord, Status
 from qemu_ring.report import units
-from qemu_ring.report.results import Cell, Migration, Results, Run
 from qemu_ring.report.statistics import Estimate, median
 
 __all__ = [
@@ -24,12 +25,12 @@ __all__ = [
 
 
 ENDINGS: Final = {
-    "ok": "every page arrived",
-    "stale": "stale pages",
-    "timeout": "timed out",
-    "not-converged": "did not converge",
-    "refused": "refused",
-    "crashed": "crashed",
+    Status.OK: "every page arrived",
+    Status.STALE: "stale pages",
+    Status.TIMEOUT: "timed out",
+    Status.NOT_CONVERGED: "did not converge",
+    Status.REFUSED: "refused",
+    Status.CRASHED: "crashed",
 }
 """How a run ended, in words, by its status."""
 
@@ -50,7 +51,7 @@ class Measure:
     key: str
     title: str
     short: str
-    of: Callable[[Migration], float | None]
+    of: Callable[[MigrationRecord], float | None]
     say: Callable[[float | None], str] = units.seconds
     unit: Callable[[float], units.Unit] = units.time_unit
 
@@ -58,7 +59,7 @@ class Measure:
         """Write an estimate's interval; empty where there is none."""
         return units.interval(estimate, self.unit)
 
-    def values(self, runs: Sequence[Run]) -> list[float]:
+    def values(self, runs: Sequence[RunRecord]) -> list[float]:
         """Collect it from those of the runs that count and that have it."""
         found = [self.of(run.migration) for run in runs if run.is_measured and run.migration]
         return [value for value in found if value is not None]
@@ -83,10 +84,10 @@ class CellSummary:
 
     cell: Cell
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
 
     @property
-    def measured(self) -> list[Run]:
+    def measured(self) -> list[RunRecord]:
         """The runs whose times count."""
         return [run for run in self.runs if run.is_measured]
 
@@ -121,9 +122,9 @@ class CellSummary:
         return sum(run.slots_removed for run in self.runs if run.is_compared)
 
     @property
-    def failures(self) -> Counter[str]:
+    def failures(self) -> Counter[Status]:
         """Runs that did not complete, by status."""
-        return Counter(run.status for run in self.runs if run.failed)
+        return Counter(run.status for run in self.runs if not run.is_completed)
 
     def values(self, measure: Measure) -> list[float]:
         """All repeats of a measure, in seconds or bytes."""
@@ -138,7 +139,7 @@ class CellSummary:
 def summarise(results: Results) -> list[CellSummary]:
     """Summarise each cell, fastest migration first; those that never completed last."""
     cells = [
-        CellSummary(cell, results.name_of(cell.id), results.runs_by_cell[cell.id])
+        CellSummary(cell, results.name_of(cell.id), results.by_cell[cell.id])
         for cell in results.cells.values()
     ]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qemu_ring.experiment import Results
 from qemu_ring.report import units
 from qemu_ring.report.comparison import Change, Comparison, interval_words, signed
-from qemu_ring.report.results import Results
 from qemu_ring.report.summary import (
     DOWNTIME,
     ENDINGS,
@@ -136,7 +136,7 @@ def run_table(results: Results) -> Table:
         Column("What went wrong", numbers=False),
     )
     rows = []
-    for run in results.runs:
+    for run in results.records:
         migration = run.migration
         rows.append(
             (
@@ -171,10 +171,10 @@ def stale_table(results: Results) -> tuple[Table, int]:
     found = [
         (True, (results.name_of(run.cell), f"{run.repeat}", page.block, f"{page.page:,}",
                 f"{page.page * 4096:#x}"))
-        for run in results.runs
+        for run in results.records
         for page in run.stale
     ]  # fmt: skip
-    total = sum(run.stale_pages or 0 for run in results.runs)
+    total = sum(run.stale_pages or 0 for run in results.records)
     return Table(columns, tuple(found[:_MOST_STALE])), max(total - _MOST_STALE, 0)
 
 
@@ -184,7 +184,7 @@ def facts_tables(results: Results) -> tuple[Table, Table]:
     Where runs differ, it is each value with its runs, or a number's range.
     """
     found: dict[str, Counter[Any]] = defaultdict(Counter)
-    for run in results.runs:
+    for run in results.records:
         known = {k: v for k, v in run.provenance.items() if k != "command_lines"}
         for key, value in _flat(known):
             found[key][value] += 1
@@ -218,7 +218,7 @@ def _fact(key: str, values: Counter[Any]) -> str:
 def command_lines(results: Results) -> list[tuple[str, list[str]]]:
     """Give the command lines of each cell's first run that has any."""
     found = []
-    for cell, runs in results.runs_by_cell.items():
+    for cell, runs in results.by_cell.items():
         for run in runs:
             lines = run.provenance.get("command_lines")
             if isinstance(lines, list) and lines:

@@ -7,11 +7,19 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
+from qemu_ring.experiment import Results
+from qemu_ring.experiment.results.record import (
+    MigrationRecord,
+    RemovalRecord,
+    RunDetails,
+    RunRecord,
+    SampleRecord,
+)
 from qemu_ring.report import units
 from qemu_ring.report.plot import Choice, Data, Plot, slug
-from qemu_ring.report.results import Migration, Results, Run, Sample
 from qemu_ring.report.summary import ENDINGS
 from qemu_ring.report.timeline_views import BANDWIDTH, DIRTY, Scales, timeline_spec
 
@@ -20,10 +28,11 @@ __all__ = ["Subject", "timeline_plot"]
 _MOST_SAMPLES = 300
 _MOST_MARKS = 400  # of removals; those that come closer together are added up
 _MOST_RUNS = 60
+_MOST_FILES = 12  # drawn as files; the page has all
 _NO_RING = "no dirty ring, or none that QEMU told of"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """A run that has a timeline.
 
@@ -35,7 +44,18 @@ class Subject:
 
     results: Results
     group: str
-    run: Run
+    run: RunRecord
+
+    @cached_property
+    def details(self) -> RunDetails:
+        """Its samples and removals."""
+        return self.run.details()
+
+    @property
+    def migration(self) -> MigrationRecord:
+        """Of a run that has one."""
+        assert self.run.migration is not None
+        return self.run.migration
 
     @property
     def cell(self) -> str:
@@ -63,17 +83,16 @@ def timeline_plot(subjects: Sequence[Subject]) -> Plot | None:
 
     The first of them is what the page shows first: one with stale pages, if there is one.
     """
-    able = [one for one in subjects if _has_timeline(one.run)]
+    able = [one for one in subjects if _has_timeline(one)]
     if not able:
         return None
     order = _choose(able)
-    migrations = [_migration(one.run) for one in order]
     scales = _scales(order)
     names: list[str] = []
     choices = []
-    for one, migration in zip(order, migrations, strict=True):
+    for one in order:
         names.append(slug(f"{one.cell} {one.run.repeat}", names))
-        choices.append(Choice(names[-1], one.label, _data(one, migration, scales)))
+        choices.append(Choice(names[-1], one.label, _data(one, scales)))
     cells: dict[str, str] = {}
     for name, one in zip(names, order, strict=True):
         cells.setdefault(one.cell, name)
@@ -94,23 +113,19 @@ def timeline_plot(subjects: Sequence[Subject]) -> Plot | None:
         ),
         spec=timeline_spec(
             scales,
-            with_removals=any(one.run.removals for one in order),
-            with_samples=any(migration.samples for migration in migrations),
-            shapes=sorted({removal.shape for one in order for removal in one.run.removals}),
+            with_removals=any(one.details.removals for one in order),
+            with_samples=any(one.details.samples for one in order),
+            shapes=sorted({removal.shape for one in order for removal in one.details.removals}),
         ),
         choices=tuple(choices),
         margin=80,
-        files=frozenset(cells.values()),
+        files=frozenset(list(cells.values())[:_MOST_FILES]),
     )
 
 
-def _has_timeline(run: Run) -> bool:
-    return run.migration is not None and bool(run.migration.iterations or run.migration.samples)
-
-
-def _migration(run: Run) -> Migration:
-    assert run.migration is not None
-    return run.migration
+def _has_timeline(one: Subject) -> bool:
+    migration = one.run.migration
+    return migration is not None and bool(migration.iterations or one.details.samples)
 
 
 def _choose(able: Sequence[Subject]) -> list[Subject]:
@@ -120,7 +135,7 @@ def _choose(able: Sequence[Subject]) -> list[Subject]:
         by_cell[one.cell].append(one)
     first = []
     for members in by_cell.values():
-        members.sort(key=lambda one: _migration(one.run).seconds or 0.0)
+        members.sort(key=lambda one: one.migration.seconds or 0.0)
         measured = [one for one in members if one.run.is_measured] or members
         stale = [one for one in measured if one.run.stale_pages]
         first.append(stale[0] if stale else measured[len(measured) // 2])
@@ -134,13 +149,13 @@ def _scales(subjects: Sequence[Subject]) -> Scales:
     """Choose what fits all of the runs."""
     rates, sizes, rings = [], [], set()
     for subject in subjects:
-        one = _migration(subject.run)
+        one, samples = subject.migration, subject.details.samples
         told = [step.bandwidth for step in one.iterations] + _dirty_rates(one)
         rates.append(max((value or 0.0 for value in told), default=0.0))
         left = [step.remaining for step in one.iterations]
-        left += [sample.remaining for sample in one.samples]
+        left += [sample.remaining for sample in samples]
         sizes.append(max((value or 0 for value in left), default=0))
-        if any(sample.ring_fill is not None for sample in one.samples):
+        if any(sample.ring_fill is not None for sample in samples):
             rings.add(subject.ring_entries)
     ring: Literal["", "share", "entries"] = (
         "" if not rings else "entries" if None in rings else "share"
@@ -150,9 +165,9 @@ def _scales(subjects: Sequence[Subject]) -> Scales:
     return Scales(units.rate_unit(rate), units.size_unit(size), ring)
 
 
-def _data(subject: Subject, migration: Migration, scales: Scales) -> Data:
-    run = subject.run
-    end = _end(run, migration)
+def _data(subject: Subject, scales: Scales) -> Data:
+    migration = subject.migration
+    end = _end(subject)
     entries = (subject.ring_entries or 1) if scales.ring == "share" else 1
     bands, rates = [], []
     dirtied = _dirty_rates(migration)
@@ -194,7 +209,7 @@ def _data(subject: Subject, migration: Migration, scales: Scales) -> Data:
             "bandwidth": _scaled(sample.bandwidth, scales.rate.of),
             "fill": _scaled(fill, lambda fill: float(f"{fill / entries:.4g}")),
         }
-        for sample, fill in _thinned(migration.samples)
+        for sample, fill in _thinned(subject.details.samples)
     ]
     down = [
         {"from": _round(begun), "to": _round(over), "took": units.seconds(over - begun)}
@@ -208,11 +223,11 @@ def _data(subject: Subject, migration: Migration, scales: Scales) -> Data:
         "samples": samples,
         "down": down,
         "absent": [] if any(s["fill"] is not None for s in samples) else [{"text": _NO_RING}],
-        "removals": _removals(run, end),
+        "removals": _removals(subject.details.removals, end),
     }
 
 
-def _thinned(samples: Sequence[Sample]) -> Iterator[tuple[Sample, int | None]]:
+def _thinned(samples: Sequence[SampleRecord]) -> Iterator[tuple[SampleRecord, int | None]]:
     """The first sample of each few, with the fullest ring of them: a peak is what matters."""
     stride = -(-len(samples) // _MOST_SAMPLES) or 1
     for first in range(0, len(samples), stride):
@@ -220,7 +235,7 @@ def _thinned(samples: Sequence[Sample]) -> Iterator[tuple[Sample, int | None]]:
         yield samples[first], max((fill for fill in fills if fill is not None), default=None)
 
 
-def _dirty_rates(migration: Migration) -> list[float | None]:
+def _dirty_rates(migration: MigrationRecord) -> list[float | None]:
     """Tell how fast the guest dirtied memory in each iteration: what the next one has to send.
 
     QEMU's own figure is 0 until a sync comes 1 s after the one before it, so a short migration
@@ -233,7 +248,7 @@ def _dirty_rates(migration: Migration) -> list[float | None]:
     return [*found, None] if migration.iterations else []
 
 
-def _downtime(migration: Migration) -> list[tuple[float, float]]:
+def _downtime(migration: MigrationRecord) -> list[tuple[float, float]]:
     """Place the downtime: at most one.
 
     The guest is stopped as the last iteration begins, or inside it, where QEMU's own figure,
@@ -249,20 +264,21 @@ def _downtime(migration: Migration) -> list[tuple[float, float]]:
     return [(begun, begun + migration.downtime_seconds)]
 
 
-def _end(run: Run, migration: Migration) -> float:
+def _end(one: Subject) -> float:
     """When the last thing happened, in seconds from the start."""
+    migration, details = one.migration, one.details
     times = [migration.seconds or 0.0]
     times += [step.at_seconds + step.seconds for step in migration.iterations]
     times += [over for _, over in _downtime(migration)]
-    times += [sample.at_seconds for sample in migration.samples]
-    times += [removal.at_seconds for removal in run.removals]
+    times += [sample.at_seconds for sample in details.samples]
+    times += [removal.at_seconds for removal in details.removals]
     return max(times)
 
 
-def _removals(run: Run, end: float) -> list[dict[str, Any]]:
-    width = end / _MOST_MARKS if len(run.removals) > _MOST_MARKS else 0.0
+def _removals(removals: Sequence[RemovalRecord], end: float) -> list[dict[str, Any]]:
+    width = end / _MOST_MARKS if len(removals) > _MOST_MARKS else 0.0
     marks: dict[tuple[str, float], int] = defaultdict(int)
-    for one in run.removals:
+    for one in removals:
         at = (int(one.at_seconds / width) + 0.5) * width if width else one.at_seconds
         marks[one.shape, _round(at)] += one.count
     return [

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from qemu_ring.experiment import Results, Status
 from qemu_ring.report import units
-from qemu_ring.report.results import Results
 from qemu_ring.report.statistics import ALPHA, could_tell, difference, false_discovery
 from qemu_ring.report.summary import DOWNTIME, ENDINGS, CellSummary, Measure
 
@@ -69,18 +69,22 @@ def stale_pages(results: Results, cells: Sequence[CellSummary]) -> Answer:
 
 def failures(cells: Sequence[CellSummary]) -> Answer | None:
     """Tell of runs that did not complete; None if all did."""
-    found: Counter[str] = sum((cell.failures for cell in cells), Counter())
+    found: Counter[Status] = sum((cell.failures for cell in cells), Counter())
     if not found:
         return None
     parts = ", ".join(f"{n:,} {ENDINGS[status]}" for status, n in found.most_common())
     runs = units.many(sum(len(cell.runs) for cell in cells), "run")
     where = [f"{cell.name} ({cell.failures.total():,})" for cell in cells if cell.failures]
     details = [f"In {_list(where)}.", "They are in no figure of time."]
-    causes = Counter(run.error for cell in cells for run in cell.runs if run.error and run.failed)
+    causes = Counter(
+        run.error for cell in cells for run in cell.runs if run.error and not run.is_completed
+    )
     if causes:
         error, times = causes.most_common(1)[0]
         details.append(f"Most often, {units.many(times, 'time')}: {_short(error)}")
-    kind: Literal["bad", "open"] = "bad" if {"crashed", "timeout"} & set(found) else "open"
+    kind: Literal["bad", "open"] = (
+        "bad" if {Status.CRASHED, Status.TIMEOUT} & set(found) else "open"
+    )
     return Answer(kind, f"{found.total():,} of {runs} did not complete: {parts}", tuple(details))
 
 
@@ -152,11 +156,13 @@ def _range(cell: CellSummary, measure: Measure) -> str:
 def _left_open(results: Results, cells: Sequence[CellSummary]) -> list[str]:
     """Tell of runs that are missing, or were not compared."""
     said = []
-    done = len({(run.cell, run.repeat, run.seed) for run in results.runs})
-    if done < results.planned:
+    left, planned = len(results.left), len(results.runs)
+    if left:
         said.append(
-            f"The experiment is not finished: {done:,} of {results.planned:,} runs are done."
+            f"The experiment is not finished: {planned - left:,} of {planned:,} runs are done."
         )
+    if results.damaged:
+        said.append(f"{units.many(len(results.damaged), 'damaged line')} of the results left out.")
     blind = sum(cell.not_compared for cell in cells)
     if blind:
         said.append(f"{units.many(blind, 'run')} completed without a comparison of memory.")

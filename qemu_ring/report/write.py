@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import IO
 
 from qemu_ring.errors import HostError, UsageError
+from qemu_ring.experiment import Results, read_results
 from qemu_ring.report.page import build_page
-from qemu_ring.report.results import read_results
 
 __all__ = ["write_report"]
 
 
-def write_report(results: Sequence[Path], output: Path, *, plots: Path | None = None) -> None:
+def write_report(
+    results: Sequence[Path | Results], output: Path, *, plots: Path | None = None
+) -> None:
     """Write one HTML file that needs nothing else, and each of its plots as SVG and PNG.
 
     Args:
-        results: the directory of one experiment's results; or of two, which are compared.
+        results: one experiment's, or their directory; or of two, which are compared.
         output: the HTML file; one that is there is replaced.
         plots: the directory for the plots; made if need be, files of the same names replaced.
             Default: beside `output`, named as it is with `_plots` for its suffix.
@@ -31,7 +33,7 @@ def write_report(results: Sequence[Path], output: Path, *, plots: Path | None = 
     """
     if len(results) not in (1, 2):
         raise UsageError(f"a report is of one experiment or of two, not of {len(results)}")
-    page = build_page([read_results(directory) for directory in results])
+    page = build_page([one if isinstance(one, Results) else read_results(one) for one in results])
     directory = plots or output.with_name(f"{output.stem}_plots")
     try:
         from qemu_ring.report import render

@@ -7,8 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from qemu_ring.experiment import Results, read_results
 
 COMMAND = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "experiment"]
 OWNER_VARIABLE = "QEMU_RING_TEST_OWNER"  # set by the watch over what tests leave behind
@@ -42,6 +45,16 @@ def experiment(tmp_path: Path) -> Experiment:
         )
 
     return run
+
+
+def documents(directory: Path) -> list[dict[str, Any]]:
+    """The records in a directory of results, as they stand there."""
+    return documents_of(read_results(directory))
+
+
+def documents_of(results: Results) -> list[dict[str, Any]]:
+    """The same of what was read."""
+    return [record.as_dict() for record in results.records]
 
 
 def program(path: Path, text: str) -> Path:

@@ -7,7 +7,6 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from qemu_ring.experiment import (
     Cell,
     Results,
     Run,
+    RunRecord,
     Store,
     Watcher,
     cluster_identity,
@@ -26,7 +26,7 @@ from qemu_ring.experiment import (
 from tests.waiting import DEADLINE, until
 
 from .clusters import LocalCluster, is_running, kill, qemus_of
-from .conftest import COMMAND, SMALL, Experiment, program
+from .conftest import COMMAND, SMALL, Experiment, documents, documents_of, program
 
 PLENTY = "KVM=1 MEMORY=1e9"
 
@@ -49,7 +49,7 @@ class Noting(Watcher):
     def started(self, cell: Cell, run: Run) -> None:
         self.begun[run.key] += 1
 
-    def ended(self, cell: Cell, run: Run, record: dict[str, Any]) -> None:
+    def ended(self, cell: Cell, run: Run, record: RunRecord) -> None:
         self.over[run.key] += 1
 
 
@@ -67,7 +67,7 @@ async def run_all(
 
 
 def keys(results: Results) -> list[tuple[str, int]]:
-    return sorted((one["cell"], one["repeat"]) for one in results.records)
+    return sorted((one["cell"], one["repeat"]) for one in documents_of(results))
 
 
 @pytest.mark.ring
@@ -87,13 +87,13 @@ async def test_run_of_a_killed_worker_is_run_elsewhere_and_kept_once(
     await until(lambda: not any(is_running(pid) for pid in guests), "its guests are gone")
     results = await task
     assert keys(results) == sorted(run.key for run in results.runs)
-    assert {one["status"] for one in results.records} == {"ok"}
+    assert {one["status"] for one in documents_of(results)} == {"ok"}
     again = [key for key, count in watcher.begun.items() if count > 1]
     assert len(again) == 1, "one run was begun twice"
     assert set(watcher.over.values()) == {1}
-    (record,) = [one for one in results.records if (one["cell"], one["repeat"]) == again[0]]
+    (record,) = [one for one in documents_of(results) if (one["cell"], one["repeat"]) == again[0]]
     assert record["worker"]["name"] in ("first", "third")
-    assert {one["worker"]["name"] for one in results.records} >= {"first", "third"}
+    assert {one["worker"]["name"] for one in documents_of(results)} >= {"first", "third"}
 
 
 @pytest.mark.ring
@@ -118,7 +118,7 @@ async def test_killed_runner_leaves_no_guest_on_the_workers_and_resumes(
     await until(lambda: not any(is_running(pid) for pid in guests), "its guests are gone")
     assert worker.poll() is None
     results = read_results(tmp_path / "r")
-    assert results.records == ()
+    assert documents_of(results) == []
     assert len(results.left) == 1
 
 
@@ -131,20 +131,20 @@ def test_command(
     where = ["--scheduler", cluster.address, "--qemu", str(qemu_path)]
     done = experiment("run", "e.yaml", "-o", "r", *where)
     assert done.returncode == ExitStatus.GOOD, done.stderr
-    assert len(read_results(tmp_path / "r").records) == 2
+    assert len(documents(tmp_path / "r")) == 2
     lines = (tmp_path / "r" / "results.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "r" / "results.jsonl").write_bytes(lines[0])
     done = experiment("resume", "r", *where)
     assert done.returncode == ExitStatus.GOOD, done.stderr
     assert "1 of 2 runs are done already" in done.stderr
-    assert len(read_results(tmp_path / "r").records) == 2
+    assert len(documents(tmp_path / "r")) == 2
 
 
 async def test_what_no_worker_can_take_is_refused(tmp_path: Path, cluster: LocalCluster) -> None:
     cluster.worker("small", "KVM=1 MEMORY=1e8")
     qemu = program(tmp_path / "qemu", "exit 1")
     results = await run_all(f"{SMALL}qemu: {qemu}\nrepeats: 1\n", tmp_path / "r", cluster, qemu)
-    (record,) = results.records
+    (record,) = documents_of(results)
     assert record["status"] == "refused"
     assert "its guests need 208 MiB, and no worker declares more MEMORY than 95" in record["error"]
 
@@ -189,7 +189,7 @@ order: sequential
         await asyncio.wait_for(task, DEADLINE)
         assert qemus_of(small) == []
     found = read_results(tmp_path / "r")
-    by_size = {found.cells[one["cell"]].axes["size"]: one for one in found.records}
+    by_size = {found.cells[one["cell"]].axes["size"]: one for one in documents_of(found)}
     assert by_size["small"]["status"] == "ok"
     assert by_size["large"]["status"] == "refused"
     assert by_size["large"]["error"] == (
@@ -214,7 +214,7 @@ async def test_worker_with_another_qemu_refuses(
     with Store(tmp_path / "r") as store:
         results = store.begin(plan, identity)
         await run_on_cluster(store, results, scheduler=cluster.address, qemu=identity)
-    (record,) = read_results(tmp_path / "r").records
+    (record,) = documents(tmp_path / "r")
     assert record["status"] == "refused"
     assert record["error"].endswith("is not the QEMU of the results")
 
@@ -247,7 +247,7 @@ async def test_all_workers_gone(tmp_path: Path, cluster: LocalCluster) -> None:
         kill(worker)
         with pytest.raises(QemuRingError, match="all workers that declare KVM are gone"):
             await asyncio.wait_for(task, DEADLINE)
-    assert read_results(tmp_path / "r").records == ()
+    assert documents_of(read_results(tmp_path / "r")) == []
 
 
 async def test_scheduler_gone(tmp_path: Path, cluster: LocalCluster) -> None:
@@ -259,7 +259,7 @@ async def test_scheduler_gone(tmp_path: Path, cluster: LocalCluster) -> None:
     kill(cluster.scheduler)
     with pytest.raises(QemuRingError, match=r"scheduler at tcp://.* is gone; start it, then"):
         await asyncio.wait_for(task, DEADLINE)
-    assert read_results(tmp_path / "r").records == ()
+    assert documents_of(read_results(tmp_path / "r")) == []
 
 
 async def test_no_scheduler() -> None:

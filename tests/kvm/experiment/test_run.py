@@ -26,7 +26,15 @@ from qemu_ring.experiment import (
 )
 from qemu_ring.guest import image_bytes
 
-from .conftest import OWNER_VARIABLE, SMALL, Experiment, processes_with, program
+from .conftest import (
+    OWNER_VARIABLE,
+    SMALL,
+    Experiment,
+    documents,
+    documents_of,
+    processes_with,
+    program,
+)
 
 OUTCOMES = """
 matrix:
@@ -83,7 +91,7 @@ def test_every_outcome_is_told_and_the_rest_goes_on(
     }
     results = read_results(tmp_path / "r")
     assert results.left == []
-    found = {results.cells[one["cell"]].axes["case"]: one for one in results.records}
+    found = {results.cells[one["cell"]].axes["case"]: one for one in documents_of(results)}
     assert {case: one["status"] for case, one in found.items()} == {
         "fine": "ok",
         "late": "timeout",
@@ -112,7 +120,7 @@ def test_provenance_is_complete(tmp_path: Path, qemu_path: Path, experiment: Exp
     (tmp_path / "e.yaml").write_text(SMALL + "repeats: 1\n")
     done = experiment("run", "e.yaml", "-o", "r", "--qemu", qemu_path)
     assert done.returncode == ExitStatus.GOOD, done.stderr
-    (record,) = read_results(tmp_path / "r").records
+    (record,) = documents(tmp_path / "r")
     told = record["provenance"]
     assert told["host"]["kernel"] == os.uname().release
     assert told["kvm"]["dirty_ring_max_bytes"] > 0
@@ -141,7 +149,7 @@ def test_stale_memory_is_found(tmp_path: Path, qemu_path: Path, experiment: Expe
         over.set()
         meddler.join()
     assert done.returncode == ExitStatus.BAD, done.stderr
-    (record,) = read_results(tmp_path / "r").records
+    (record,) = documents(tmp_path / "r")
     assert record["status"] == "stale"
     assert record["error"] == "1 stale pages at the destination"
     assert record["stale_pages"] == 1
@@ -180,7 +188,7 @@ def test_memslots_are_removed_while_a_guest_is_migrated(
     (tmp_path / "e.yaml").write_text(REMOVALS)
     done = experiment("run", "e.yaml", "-o", "r", "--qemu", patched_qemu)
     assert done.returncode == ExitStatus.GOOD, done.stderr
-    (record,) = read_results(tmp_path / "r").records
+    (record,) = documents(tmp_path / "r")
     removals, migration = record["removals"], record["migration"]
     assert removals
     assert all(one["count"] == 2 and one["shape"] == "pci" for one in removals)
@@ -224,10 +232,10 @@ def test_runs_side_by_side(tmp_path: Path, qemu_path: Path, experiment: Experime
     arguments = ["run", "e.yaml", "--qemu", qemu_path, "--cpus", 2]
     done = experiment(*map(str, arguments), "-o", "enough", "--memory", "1G")
     assert done.returncode == ExitStatus.GOOD, done.stderr
-    assert len(read_results(tmp_path / "enough").records) == 3
+    assert len(documents(tmp_path / "enough")) == 3
     done = experiment(*map(str, arguments), "-o", "little", "--memory", "100M")
     assert done.returncode == ExitStatus.FAILED
-    records = read_results(tmp_path / "little").records
+    records = documents(tmp_path / "little")
     assert Counter(one["status"] for one in records) == {"refused": 3}
     assert "and the budget is 100 MiB" in records[0]["error"]
 
@@ -244,8 +252,8 @@ async def test_two_runs_at_the_same_time(
     with Store(tmp_path) as store:
         await run_experiment(store, store.begin(plan, None), qemu=qemu_path, budget=budget)
     results = read_results(tmp_path)
-    assert [one["status"] for one in results.records] == ["ok"] * 4
-    first, second, *_ = sorted(results.records, key=lambda one: one["started"])
+    assert [one["status"] for one in documents_of(results)] == ["ok"] * 4
+    first, second, *_ = sorted(documents_of(results), key=lambda one: one["started"])
     assert (first["side_by_side"], second["side_by_side"]) == (2, 2)
     cpus = sorted(os.sched_getaffinity(0))[:2]
     assert sorted([first["cpus"], second["cpus"]]) == [[cpus[0]], [cpus[1]]]
@@ -270,7 +278,7 @@ def test_network_conditions(tmp_path: Path, qemu_path: Path, experiment: Experim
         SMALL + "network: {bandwidth: 8 MiB, latency-seconds: 0.02}\nrepeats: 1\n"
     )
     done = experiment("run", "e.yaml", "-o", "r", "--qemu", qemu_path)
-    (record,) = read_results(tmp_path / "r").records
+    (record,) = documents(tmp_path / "r")
     why = _why_no_netem()
     if why is not None:  # told as what it is, then
         assert done.returncode == ExitStatus.FAILED

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from qemu_ring.experiment import ExperimentPlan, Results, Store, parse_experiment, read_results
+from qemu_ring.experiment.draft import empty_record
 from qemu_ring.experiment.process import run_labels
-from qemu_ring.experiment.record import Status, empty_record
+from qemu_ring.experiment.results.record import Status
 
 EXPERIMENT = """\
 name: small

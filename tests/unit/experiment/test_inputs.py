@@ -70,7 +70,7 @@ def test_a_changed_file_of_the_same_length_and_time(tmp_path: Path) -> None:
     for one in (path, other):
         one.write_text(one.name.ljust(10))
         os.utime(one, (1, 1))
-    noted = {"sha256": file_sha256(path)}
+    noted = file_sha256(path)
     assert qemu_changed(path, noted) is None
     other.replace(path)
     assert qemu_changed(path, noted) is not None
@@ -82,8 +82,8 @@ async def test_a_file_that_changes_between_runs(tmp_path: Path, linux: Experimen
         (tmp_path / "initrd").write_text("another")
         await run_experiment(store, results, qemu=None)
     (record,) = read_results(tmp_path / "r").records
-    assert record["status"] == "refused"
-    assert record["error"].endswith("initrd is not the file that the results were begun with")
+    assert record.status == "refused"
+    assert str(record.error).endswith("initrd is not the file that the results were begun with")
 
 
 async def test_the_common_qemu_changes_between_runs(tmp_path: Path) -> None:
@@ -96,8 +96,8 @@ async def test_the_common_qemu_changes_between_runs(tmp_path: Path) -> None:
         qemu.write_text("another")
         await run_experiment(store, results, qemu=qemu)
     for record in read_results(tmp_path / "r").records:
-        assert record["status"] == "refused"
-        assert record["error"].endswith("qemu is not the file that the results were begun with")
+        assert record.status == "refused"
+        assert str(record.error).endswith("qemu is not the file that the results were begun with")
 
 
 def test_results_of_an_earlier_version_noted_none(linux: ExperimentPlan) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.cli.experiment_live import Live, TimeLeft
-from qemu_ring.experiment import ExperimentPlan, Results, read_results
+from qemu_ring.experiment import ExperimentPlan, Results, RunRecord, Status, read_results
+from qemu_ring.experiment.draft import empty_record
+from qemu_ring.experiment.process import run_labels
 
 from .conftest import Write, migration
 
@@ -42,13 +44,14 @@ def test_time_left_before_anything_ended(results: Results) -> None:
 
 def test_a_line_for_each_run(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
     first, second, *_ = results.left
-    record = {"status": "ok", "error": None, "wall_seconds": 2.0, "migration": migration(1.5)}
+    labels = run_labels(first, 1.0, 2.0)
+    record = empty_record(Status.OK, "") | labels | {"migration": migration(1.5)}
     with Live(results, parallel=False) as live:
         live.started(results.cells[first.cell], first)
-        live.ended(results.cells[first.cell], first, record)
+        live.ended(results.cells[first.cell], first, RunRecord.model_validate(record))
         live.started(results.cells[second.cell], second)
         wrong = record | {"status": "crashed", "error": "it [died]", "migration": None}
-        live.ended(results.cells[second.cell], second, wrong)
+        live.ended(results.cells[second.cell], second, RunRecord.model_validate(wrong))
     said = capsys.readouterr()
     assert said.out == ""
     lines = [line.strip() for line in said.err.splitlines()]

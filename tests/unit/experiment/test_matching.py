@@ -91,12 +91,14 @@ def test_downtime_with_and_without_verification_is_not_compared(
 def test_where_they_come_from_is_told(make: Maker) -> None:
     def source(results: Results, **changes: Any) -> Results:
         for record in results.records:
-            record["provenance"] = {
-                "host": {"kernel": "6.1", "cpu_model": "made up", "memory_available_bytes": 1},
-                "kvm": {"manual_protect": True, "tsc_khz": 1},
-                "qemu": {"version": "10.0", "sha256": "aa", "build": None, **changes},
-                "versions": {"qemu-ring": "0.1.0", "python": "3.11"},
-            }
+            record.provenance.update(
+                {
+                    "host": {"kernel": "6.1", "cpu_model": "made up", "memory_available_bytes": 1},
+                    "kvm": {"manual_protect": True, "tsc_khz": 1},
+                    "qemu": {"version": "10.0", "sha256": "aa", "build": None, **changes},
+                    "versions": {"qemu-ring": "0.1.0", "python": "3.11"},
+                }
+            )
         return results
 
     a = source(make(bitmap=outcomes(1, 10), ring=outcomes(1, 10)))
@@ -106,8 +108,8 @@ def test_where_they_come_from_is_told(make: Maker) -> None:
         sha256="bb",
         build={"patches": ["0001.patch"], "built": 1},
     )
-    b.records[3]["provenance"]["host"] = {"kernel": "6.2", "memory_available_bytes": 2}
-    b.records[3]["provenance"]["kvm"]["tsc_khz"] = 2
+    b.records[3].provenance["host"] = {"kernel": "6.2", "memory_available_bytes": 2}
+    b.records[3].provenance["kvm"]["tsc_khz"] = 2
     assert compare_results(a, b, ONE).provenance == {
         "host.kernel": ("6.1", ["6.1", "6.2"]),
         "qemu.sha256": ("aa", "bb"),

@@ -15,6 +15,7 @@ from qemu_ring.experiment import (
     Budget,
     Cell,
     Run,
+    RunRecord,
     Store,
     Watcher,
     parse_experiment,
@@ -40,9 +41,9 @@ class Counting(Watcher):
         self.now += 1
         self.most = max(self.most, self.now)
 
-    def ended(self, cell: Cell, run: Run, record: dict[str, Any]) -> None:
+    def ended(self, cell: Cell, run: Run, record: RunRecord) -> None:
         self.now -= 1
-        self.statuses.append(record["status"])
+        self.statuses.append(record.status.value)
 
 
 def program(path: Path, text: str) -> str:
@@ -67,12 +68,12 @@ async def test_each_failure_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> 
     await run_all(EXPERIMENT.replace(MATRIX, matrix), tmp_path / "r")
     results = read_results(tmp_path / "r")
     first, second, third = results.records
-    assert first["status"] == "refused"
-    assert "broken to bits" in first["error"]
-    assert second["status"] == "timeout"
-    assert second["error"] == "not over within 8 s"
-    assert third["status"] == "crashed"
-    assert third["error"].startswith("its process ended: killed by SIGKILL")
+    assert first.status == "refused"
+    assert "broken to bits" in str(first.error)
+    assert second.status == "timeout"
+    assert second.error == "not over within 8 s"
+    assert third.status == "crashed"
+    assert str(third.error).startswith("its process ended: killed by SIGKILL")
     assert not results.left
 
 
@@ -81,9 +82,9 @@ async def test_a_signal_of_someone_else_is_no_timeout(tmp_path: Path) -> None:
     text = EXPERIMENT.replace("repeats: 3", "repeats: 1").replace("[bitmap, ring:4096]", "[bitmap]")
     await run_all(f"{text}qemu: {ends}\n", tmp_path / "r")
     (record,) = read_results(tmp_path / "r").records
-    assert record["status"] == "crashed"
-    assert record["error"] == "ended by SIGTERM, and not by us"
-    assert record["wall_seconds"] < 20
+    assert record.status == "crashed"
+    assert record.error == "ended by SIGTERM, and not by us"
+    assert record.wall_seconds < 20
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU only")
@@ -93,12 +94,12 @@ async def test_a_cell_that_needs_more_cpus_than_there_are_is_refused(tmp_path: P
     text = EXPERIMENT.replace(MATRIX, matrix) + f"qemu: {fails}\n"
     await run_all(text, tmp_path / "r", budget=Budget(2, 1 << 40))
     results = read_results(tmp_path / "r")
-    found = {results.cells[one["cell"]].name: one for one in results.records}
+    found = {results.cells[one.cell].name: one for one in results.records}
     fits, too_large = found["vcpus=1"], found["vcpus=2"]
-    assert "it needs 3 CPUs, one more than its vCPUs, and the budget is 2" in too_large["error"]
-    assert (too_large["cpus"], too_large["side_by_side"]) == (None, None)
-    assert fits["cpus"] == sorted(os.sched_getaffinity(0))[:2]
-    assert fits["side_by_side"] == 1
+    assert "it needs 3 CPUs, one more than its vCPUs, and the budget is 2" in str(too_large.error)
+    assert (too_large.cpus, too_large.side_by_side) == (None, None)
+    assert fits.cpus == tuple(sorted(os.sched_getaffinity(0))[:2])
+    assert fits.side_by_side == 1
 
 
 async def test_stopped_after_failures_in_a_row(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ async def test_a_refusal_is_recorded(tmp_path: Path) -> None:
     watcher = await run_all(f"{text}qemu: {qemu}\n", tmp_path / "r", budget=Budget(1, 1 << 30))
     assert watcher.statuses == ["refused", "refused"]
     records = read_results(tmp_path / "r").records
-    assert all("and the budget is 1024 MiB" in record["error"] for record in records)
+    assert all("and the budget is 1024 MiB" in str(record.error) for record in records)
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU only")

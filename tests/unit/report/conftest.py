@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from qemu_ring.report import Results, read_results
+from qemu_ring.experiment import Results, read_results
 
 Record: TypeAlias = dict[str, Any]
 MakeResults: TypeAlias = Callable[..., Path]

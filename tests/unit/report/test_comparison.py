@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 
-from qemu_ring.experiment import compare_results
-from qemu_ring.experiment import read_results as read_whole
-from qemu_ring.report import Results
+from qemu_ring.experiment import Results, compare_results
 from qemu_ring.report.comparison import (
     Comparison,
     change_plot,
@@ -86,7 +84,7 @@ def test_verdicts_are_those_of_the_command(read: Read, seed: int) -> None:
 
     first = read(axes, repeats=6, seed=seed)
     second = read(axes, repeats=6, seed=seed + 10, change=worse)
-    told = compare_results(read_whole(first.directory), read_whole(second.directory))
+    told = compare_results(first, second)
     found = compared(first, second)
     assert found.found == told
     assert (compare_answer(found).kind == "bad") == told.worse

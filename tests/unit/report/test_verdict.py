@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from qemu_ring.report import Results, verdict
+from qemu_ring.experiment import Results
+from qemu_ring.report import verdict
 from qemu_ring.report.summary import DOWNTIME, TIME, summarise
 
 Read = Callable[..., Results]
@@ -72,7 +73,8 @@ def test_runs_that_failed_or_are_missing(read: Read) -> None:
             return {**run, "status": "not-converged", "migration": None, "stale_pages": None}
         return run
 
-    order = [["x", n, n] for n in range(20)]
+    ids = list(read(AXES).cells)
+    order = [[cell, n, n] for n in range(10) for cell in ids]
     results = read(AXES, change=fail, order=order)
     answer = stale(results)
     assert "The experiment is not finished: 8 of 20 runs are done." in answer.details

@@ -1,43 +1,22 @@
-"""What is kept of one run."""
+"""The record of a run that is under way, as it will stand in the results."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
 from typing import Any, Final
 
+from qemu_ring.experiment.results.record import RESULT_SCHEMA, Status
 from qemu_ring.migration import Iteration, MigrationResult, Sample
 from qemu_ring.verify import Comparison
 
 __all__ = [
-    "RESULT_SCHEMA",
-    "Status",
     "empty_record",
     "migration_record",
     "partial_record",
     "stale_record",
 ]
 
-RESULT_SCHEMA: Final = {"name": "qemu-ring.result", "version": 1}
 MAX_LISTED: Final = 1000
-
-
-class Status(str, Enum):
-    """What became of a run."""
-
-    OK = "ok"
-    STALE = "stale"
-    """Completed, and the destination has pages of older content."""
-    TIMEOUT = "timeout"
-    """Killed at its time limit."""
-    NOT_CONVERGED = "not-converged"
-    """Given up by an abort rule."""
-    REFUSED = "refused"
-    """This host or this QEMU cannot do it."""
-    CRASHED = "crashed"
-    """Anything else; the error tells."""
-
-    __str__ = str.__str__
 
 
 def empty_record(status: Status, error: str) -> dict[str, Any]:

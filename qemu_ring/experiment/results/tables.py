@@ -7,13 +7,20 @@ the runs have its axes on top.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from qemu_ring.errors import UsageError
 from qemu_ring.experiment.parameters import PARAMETERS
-from qemu_ring.experiment.store import Results, read_results
+from qemu_ring.experiment.results.reader import Results, read_results
+from qemu_ring.experiment.results.record import (
+    IterationRecord,
+    RemovalRecord,
+    RunRecord,
+    SampleRecord,
+)
 
 __all__ = ["RESERVED", "TABLES", "Table", "columns", "export", "read", "rows"]
 
@@ -47,31 +54,22 @@ _SOURCE: Final[Columns] = {
     "kernel": str,
     "worker": str,
 }
-_PARTS: Final[dict[str, Columns]] = {
-    "iterations": {
-        "number": int,
-        "at_seconds": float,
-        "seconds": float,
-        "bytes": int,
-        "dirty_rate": float,
-        "bandwidth": float,
-        "remaining": int,
-        "expected_downtime_seconds": float,
-        "ring_full_seconds": float,
-        "throttle": int,
-    },
-    "samples": {
-        "at_seconds": float,
-        "iteration": int,
-        "transferred": int,
-        "remaining": int,
-        "bandwidth": float,
-        "dirty_rate": float,
-        "throttle": int,
-        "ring_fill": int,
-    },
-    "removals": {"at_seconds": float, "shape": str, "count": int},
+_PARTS: Final[dict[str, type[Any]]] = {
+    "iterations": IterationRecord,
+    "samples": SampleRecord,
+    "removals": RemovalRecord,
 }
+"""What a row of the other tables is; its fields are the columns."""
+_COUNTED = (
+    "number",
+    "bytes",
+    "remaining",
+    "throttle",
+    "iteration",
+    "transferred",
+    "ring_fill",
+    "count",
+)
 _MIGRATION = (
     "seconds",
     "downtime_seconds",
@@ -88,7 +86,7 @@ _PANDAS = {str: "string", int: "Int64", float: "float64", bool: "boolean"}
 def columns(results: Results, table: Table = "runs") -> Columns:
     """The columns of a table, in order, and what they hold; any value can be missing."""
     if table != "runs":
-        return {**_KEY, **_PARTS[table]}
+        return {**_KEY, **_part_columns(table)}
     parameters = dict(PARAMETERS)
     for cell in results.cells.values():
         for key in cell.parameters:
@@ -207,53 +205,59 @@ def _write_csv(path: Path, wanted: Iterable[str], found: Iterable[Row]) -> None:
         writer.writerows(found)
 
 
-def _key(record: Mapping[str, Any]) -> Row:
-    return {"cell": record["cell"], "repeat": record["repeat"]}
+def _part_columns(table: str) -> Columns:
+    names = [field.name for field in fields(_PARTS[table])]
+    return {name: str if name == "shape" else int if name in _COUNTED else float for name in names}
 
 
-def _runs(results: Results, record: Mapping[str, Any]) -> Iterator[Row]:
-    cell = results.cells[record["cell"]]
-    migration = record["migration"] or {}
-    provenance = record["provenance"] or {}
+def _runs(results: Results, record: RunRecord) -> Iterator[Row]:
+    cell = results.cells[record.cell]
+    migration, provenance = record.migration, record.provenance
     qemu = provenance.get("qemu") or {}
     yield {
         **cell.parameters,  # first: nothing that was measured is lost to a name of the user's
-        **_key(record),
+        "cell": record.cell,
+        "repeat": record.repeat,
         "name": cell.name,
-        "warm_up": record["warm_up"],
-        "seed": record["seed"],
-        "status": record["status"],
-        "error": record["error"],
-        "started": record["started"],
-        "wall_seconds": record["wall_seconds"],
-        **{name: migration.get(name) for name in _MIGRATION},
-        "iterations": len(migration.get("iterations", ())),
-        "slots_removed": sum(one["count"] for one in record["removals"]),
-        "pages_written": record["pages_written"],
-        "stale_pages": record["stale_pages"],
+        "warm_up": record.warm_up,
+        "seed": record.seed,
+        "status": record.status.value,
+        "error": record.error,
+        "started": record.started,
+        "wall_seconds": record.wall_seconds,
+        **{name: getattr(migration, name, None) for name in _MIGRATION},
+        "iterations": 0 if migration is None else len(migration.iterations),
+        "slots_removed": record.slots_removed,
+        "pages_written": record.pages_written,
+        "stale_pages": record.stale_pages,
         "qemu_version": qemu.get("version"),
         "qemu_sha256": qemu.get("sha256"),
         "kernel": (provenance.get("host") or {}).get("kernel"),
-        "worker": (record.get("worker") or {}).get("name"),
+        "worker": (record.worker or {}).get("name"),
     }
 
 
-def _part(name: str) -> Callable[[Results, Mapping[str, Any]], Iterator[Row]]:
-    def of(_: Results, record: Mapping[str, Any]) -> Iterator[Row]:
-        for one in (record["migration"] or {}).get(name, ()):
-            yield {**_key(record), **one}
-
-    return of
+def _iterations(_: Results, record: RunRecord) -> Iterator[Row]:
+    if record.migration is not None:
+        yield from _parts(record, record.migration.iterations)
 
 
-def _removals(_: Results, record: Mapping[str, Any]) -> Iterator[Row]:
-    for one in record["removals"]:
-        yield {**_key(record), **one}
+def _samples(_: Results, record: RunRecord) -> Iterator[Row]:
+    yield from _parts(record, record.details().samples)
 
 
-TABLES: Final[dict[Table, Callable[[Results, Mapping[str, Any]], Iterator[Row]]]] = {
+def _removals(_: Results, record: RunRecord) -> Iterator[Row]:
+    yield from _parts(record, record.details().removals)
+
+
+def _parts(record: RunRecord, parts: Sequence[Any]) -> Iterator[Row]:
+    for one in parts:
+        yield {"cell": record.cell, "repeat": record.repeat, **asdict(one)}
+
+
+TABLES: Final[dict[Table, Callable[[Results, RunRecord], Iterator[Row]]]] = {
     "runs": _runs,
-    "iterations": _part("iterations"),
-    "samples": _part("samples"),
+    "iterations": _iterations,
+    "samples": _samples,
     "removals": _removals,
 }

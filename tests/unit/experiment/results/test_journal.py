@@ -12,7 +12,7 @@ import pytest
 
 from qemu_ring.errors import ExitStatus
 from qemu_ring.experiment import ExperimentPlan, Store, StoreError
-from qemu_ring.experiment.journal import Journal, write_whole
+from qemu_ring.experiment.results.journal import Journal, write_whole
 
 LINES = b"first\nsecond\n"
 

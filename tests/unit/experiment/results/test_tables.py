@@ -17,11 +17,10 @@ from qemu_ring.experiment import (
     read_results,
     rows,
 )
-from qemu_ring.experiment.record import _iteration, sample_record
-from qemu_ring.experiment.tables import RESERVED, TABLES, Table, columns
+from qemu_ring.experiment.draft import _iteration, sample_record
+from qemu_ring.experiment.results.tables import RESERVED, TABLES, Table, columns
 from qemu_ring.migration import Iteration, Sample
-
-from .conftest import EXPERIMENT, Write, outcomes
+from tests.unit.experiment.conftest import EXPERIMENT, Write, outcomes
 
 TABLE_NAMES: list[Table] = list(TABLES)
 

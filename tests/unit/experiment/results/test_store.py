@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,12 @@ from qemu_ring.experiment import (
     read_results,
     rows,
 )
+from qemu_ring.experiment.draft import empty_record
 from qemu_ring.experiment.process import run_labels
-from qemu_ring.experiment.record import Status, empty_record
+from qemu_ring.experiment.results.record import Status
+from tests.unit.experiment.conftest import EXPERIMENT, Write, outcomes
 
-from .conftest import EXPERIMENT, Write, outcomes
-
-YESTERDAY = Path(__file__).parent / "data" / "v1"
+YESTERDAY = Path(__file__).parents[1] / "data" / "v1"
 QEMU = {"path": "/usr/bin/qemu", "sha256": "1" * 64, "version": "1"}
 
 
@@ -32,7 +33,7 @@ def test_round_trip(tmp_path: Path, plan: ExperimentPlan, write: Write) -> None:
     results = read_results(tmp_path / "r")
     assert list(results.cells.values()) == list(plan.cells)
     assert list(results.runs) == plan.runs
-    assert [(one["cell"], one["repeat"]) for one in results.records] == [
+    assert [(one.cell, one.repeat) for one in results.records] == [
         (plan.cells[0].id, 0),
         (plan.cells[0].id, 1),
     ]
@@ -58,13 +59,61 @@ def test_torn_last_line(tmp_path: Path, plan: ExperimentPlan, write: Write, keep
     assert path.read_bytes() == b"".join(lines)
 
 
-def test_damage_in_the_middle_is_told(tmp_path: Path, plan: ExperimentPlan, write: Write) -> None:
+BREAKS: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda line: line[:20] + b"\n",
+    "no text": lambda line: b"\xff" * 30 + b"\n",
+    "zeros": lambda line: bytes(30) + b"\n",
+    "another cell": lambda line: line.replace(b'"cell":"', b'"cell":"0'),
+    "no status": lambda line: line.replace(b'"status"', b'"sttus"'),
+    "another schema": lambda line: line.replace(b"qemu-ring.result", b"qemu-ring.prove"),
+}
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_damaged_line_is_told_and_the_others_count(
+    tmp_path: Path, plan: ExperimentPlan, write: Write, what: str
+) -> None:
+    """And its run is among those to be made yet; what is made then is read, too."""
     write(tmp_path, plan, {"tracking=bitmap": outcomes(1, 3)})
     path = tmp_path / "results.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + lines[1][:20] + b"\n" + lines[2])
-    with pytest.raises(StoreError, match=r"results.jsonl:2 is damaged"):
+    path.write_bytes(lines[0] + BREAKS[what](lines[1]) + lines[2])
+    results = read_results(tmp_path)
+    assert [one.repeat for one in results.records] == [0, 2]
+    (said,) = results.damaged
+    assert said.startswith(f"{path}:2 is damaged and does not count: ")
+    assert (plan.cells[0].id, 1) in {run.key for run in results.left}
+    with Store(tmp_path) as store:
+        left = store.begin(plan, None).left
+        assert (plan.cells[0].id, 1) in {run.key for run in left}
+        store.append(json.loads(lines[1]))
+    results = read_results(tmp_path)
+    assert [one.repeat for one in results.records] == [0, 2, 1]
+    assert len(results.damaged) == 1
+    assert [one.details().samples[0].remaining for one in results.records] == [2, 2, 2]
+
+
+def test_no_line_that_is_a_record(tmp_path: Path, plan: ExperimentPlan, write: Write) -> None:
+    write(tmp_path, plan, {"tracking=bitmap": outcomes(1, 2)})
+    path = tmp_path / "results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(map(BREAKS["another cell"], lines)))
+    with pytest.raises(StoreError, match=r"holds no record of this experiment: .*; put the right"):
         read_results(tmp_path)
+
+
+def test_what_a_later_minor_version_adds_is_kept(
+    tmp_path: Path, plan: ExperimentPlan, write: Write
+) -> None:
+    write(tmp_path, plan, {"tracking=bitmap": outcomes(1, 1)})
+    for name in ("experiment.json", "results.jsonl"):
+        document = json.loads((tmp_path / name).read_text()) | {"later": [1]}
+        (tmp_path / name).write_text(json.dumps(document) + "\n")
+    with Store(tmp_path) as store:
+        results = store.extend(store.resume(None), 5)
+    (record,) = results.records
+    assert record.as_dict()["later"] == [1]
+    assert json.loads((tmp_path / "experiment.json").read_text())["later"] == [1]
 
 
 def test_one_writer_at_a_time(tmp_path: Path, plan: ExperimentPlan) -> None:
@@ -141,7 +190,7 @@ def test_a_run_made_again_counts_once(tmp_path: Path, plan: ExperimentPlan) -> N
         assert results.without([Status.CRASHED, Status.REFUSED]).left == plan.runs
         store.append(refused | {"status": "ok"} | run_labels(first, 3.0, 4.0))
     results = read_results(tmp_path)
-    assert [(one["status"], one["repeat"]) for one in results.records] == [
+    assert [(one.status, one.repeat) for one in results.records] == [
         ("refused", second.repeat),
         ("ok", first.repeat),
     ]
@@ -162,12 +211,13 @@ def test_further_repeats(tmp_path: Path, order: str) -> None:
             store.begin(more, QEMU)
         results = store.extend(store.resume(QEMU), 5)
         assert results.left == [run for run in more.runs if run != plan.runs[0]]
-        assert store.begin(more, QEMU).experiment["sha256"] == more.sha256
+        assert store.begin(more, QEMU).experiment.sha256 == more.sha256
         with pytest.raises(StoreError, match="has 5 repeats, which cannot become 3"):
             store.extend(results, 3)
     noted = read_results(tmp_path).experiment
-    assert noted["repeats"] == 5
-    assert noted["qemu"] == QEMU
+    assert noted.repeats == 5
+    assert noted.qemu is not None
+    assert noted.qemu.model_dump() == QEMU
 
 
 def test_further_repeats_of_an_earlier_version(tmp_path: Path) -> None:
@@ -208,7 +258,7 @@ def test_yesterdays_results_are_read() -> None:
     """Results of version 1, as its runner wrote them; never to be made anew."""
     results = read_results(YESTERDAY)
     assert not results.left
-    assert {record["status"] for record in results.records} == {"ok", "not-converged"}
+    assert {record.status.value for record in results.records} == {"ok", "not-converged"}
     table = list(rows(results, "runs"))
     assert len(table) == len(results.runs) == 6
     completed = [row for row in table if row["status"] == "ok"]

@@ -1,0 +1,1 @@
+"""What is kept of an experiment: written, read, and as tables."""
