@@ -35,6 +35,7 @@ from qemu_ring.migration import (
     ZeroPage,
 )
 from qemu_ring.migration.channel import local_channel
+from qemu_ring.migration.needs import POSTCOPY, require_needed
 from qemu_ring.qmp import parse_address
 
 __all__ = ["plan_of", "require_new_file", "require_saved_guest", "require_two_guests"]
@@ -42,6 +43,7 @@ __all__ = ["plan_of", "require_new_file", "require_saved_guest", "require_two_gu
 _MAGIC = b"QEVM"
 """What every stream of a QEMU begins with."""
 _OPTIONS = {
+    POSTCOPY: "--kind postcopy",
     "kind.after_passes": "--postcopy-after",
     "goal.downtime": "--downtime",
     "goal.postcopy_bandwidth": "--postcopy-bandwidth",
@@ -49,12 +51,30 @@ _OPTIONS = {
     "goal.within": "--within",
     "kind.max_bandwidth": "--postcopy-bandwidth",
     "multifd.channels": "--multifd",
+    "multifd.compression": "--compression",
     "multifd.level": "--compression-level",
     "throttle": "--auto-converge or --dirty-limit",
     "throttle.vcpu_limit": "--dirty-limit",
+    "tls.hostname": "--tls-hostname",
+    "tls.source_directory": "--tls-dir",
     "xbzrle.cache_size": "--xbzrle",
 }
 """By the plan's fields; of others the option has the field's name."""
+_ASKED = {
+    "kind.after_passes": "postcopy_after",
+    "kind.preempt": "preempt",
+    "goal.within": "within",
+    "goal.downtime": "downtime",
+    "goal.then": "then",
+    "multifd.channels": "multifd",
+    "multifd.compression": "compression",
+    "multifd.level": "compression_level",
+    "mapped_ram": "mapped_ram",
+    "mapped_ram.direct_io": "direct_io",
+    "tls.source_directory": "tls_dir",
+    "tls.hostname": "tls_hostname",
+}
+"""Options that need others, by the plan's fields."""
 
 
 def plan_of(options: dict[str, Any], file: Path | None) -> MigrationPlan:
@@ -65,11 +85,20 @@ def plan_of(options: dict[str, Any], file: Path | None) -> MigrationPlan:
     """
     named = _channel(options["channel"], options["exec_incoming"], file)
     channel = named or _default_channel(options)
-    _check(options, channel)
+    given = {field for field, key in _ASKED.items() if options[key] not in (None, False)}
+    if options["kind"] == "postcopy":
+        given.add(POSTCOPY)
     try:
+        require_needed(given, _option)
+        _check(options, channel)
         return _plan(options, channel)
     except PlanError as error:
-        raise error.renamed(_OPTIONS.get(error.field, f"--{_dashed(error.field)}")) from error
+        raise error.renamed(_option(error.field)) from error
+
+
+def _option(field: str) -> str:
+    """The option for a field of the plan."""
+    return _OPTIONS.get(field, f"--{_dashed(field.rpartition('.')[2])}")
 
 
 def _plan(options: dict[str, Any], channel: Channel) -> MigrationPlan:
@@ -177,16 +206,6 @@ def _check(options: dict[str, Any], channel: Channel) -> None:
     Raises:
         UsageError: something cannot be.
     """
-    for by, needed in (
-        ("compression", "multifd"),
-        ("compression_level", "compression"),
-        ("direct_io", "mapped_ram"),
-        ("tls_hostname", "tls_dir"),
-        ("downtime", "within"),
-        ("then", "within"),
-    ):
-        if options[by] not in (None, False) and options[needed] in (None, False):
-            raise UsageError(f"--{_dashed(by)} needs --{_dashed(needed)}")
     if options["auto_converge"] and options["dirty_limit"] is not None:
         raise UsageError("--auto-converge and --dirty-limit are two ways to do one thing")
     if options["mapped_ram"] and not isinstance(channel, File):
@@ -231,9 +250,6 @@ def _kind(options: dict[str, Any]) -> Kind:
         return Postcopy(1 if after is None else after, options["preempt"], bandwidth)
     if bandwidth is not None and options["then"] != "postcopy":
         raise UsageError("--postcopy-bandwidth needs --kind postcopy or --then postcopy")
-    for name in ("postcopy_after", "preempt"):
-        if options[name]:
-            raise UsageError(f"--{_dashed(name)} needs --kind postcopy")
     plain: dict[str, Kind] = {
         "precopy": Precopy(),
         "background-snapshot": BackgroundSnapshot(),

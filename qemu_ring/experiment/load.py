@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from qemu_ring.errors import UsageError
 from qemu_ring.experiment.errors import ExperimentFileError
-from qemu_ring.experiment.matrix import Combination, MatrixError, combinations
-from qemu_ring.experiment.plan import Cell, ExperimentPlan
+from qemu_ring.experiment.matrix import MatrixError, combinations
+from qemu_ring.experiment.plan import ExperimentPlan
 from qemu_ring.experiment.resolve import CellResolver
 from qemu_ring.experiment.results.tables import RESERVED
 from qemu_ring.experiment.schema import CellPart, PlanPart
@@ -77,7 +77,6 @@ def parse_experiment(
     cells = [resolver.cell(one) for one in wanted]
     if resolver.problems:
         raise ExperimentFileError(list(dict.fromkeys(resolver.problems)))
-    _require_different(document, wanted, cells)
     runs = len(cells) * (part.repeats + part.warm_up)
     if runs > _MOST_RUNS:
         said = f"makes {runs:,} runs; {_MOST_RUNS:,} are the most that can be"
@@ -124,17 +123,3 @@ def _plan_part(document: Source) -> PlanPart:
             for path, text in mistakes(error, data, PlanPart)
         ]
         raise _wrong(document, found) from None
-
-
-def _require_different(
-    document: Source, wanted: Sequence[Combination], cells: Sequence[Cell | None]
-) -> None:
-    seen: dict[str, str] = {}
-    found = []
-    for combination, cell in zip(wanted, cells, strict=True):
-        if cell is not None and cell.id in seen:
-            found.append((combination.origin, f"{cell.name} is the same as {seen[cell.id]}"))
-        elif cell is not None:
-            seen[cell.id] = cell.name
-    if found:
-        raise _wrong(document, found)

@@ -18,13 +18,17 @@ from qemu_ring.migration import (
     Tcp,
     Xbzrle,
 )
+from qemu_ring.migration.needs import POSTCOPY, require_needed
 
 __all__ = ["channel_of", "migration_plan", "plan_problem"]
 
 _KEYS = {
+    POSTCOPY: "kind: postcopy",
     "goal.postcopy_bandwidth": "postcopy_bandwidth",
     "kind.after_passes": "after_passes",
     "kind.max_bandwidth": "postcopy_bandwidth",
+    "kind.preempt": "preempt",
+    "multifd.compression": "compression",
     "multifd.channels": "multifd",
     "multifd.level": "compression_level",
     "xbzrle.cache_size": "xbzrle",
@@ -40,7 +44,9 @@ def migration_plan(part: CellPart) -> MigrationPlan:
         UsageError: parts of it contradict each other.
     """
     wanted = part.migration
-    _require_needed(wanted)
+    require_needed(_given(wanted), lambda field: _KEYS[field].replace("_", "-"))
+    if wanted.postcopy_bandwidth is not None and wanted.kind != "postcopy" and not wanted.goal:
+        raise UsageError("postcopy-bandwidth needs the kind postcopy, or a goal's then: postcopy")
     goal = wanted.goal
     return MigrationPlan(
         kind=(
@@ -97,13 +103,17 @@ def channel_of(part: CellPart) -> str:
     return wanted.channel or ("tcp" if several else "fd")
 
 
-def _require_needed(wanted: MigrationPart) -> None:
-    if wanted.compression != "none" and not wanted.multifd:
-        raise UsageError("compression needs multifd")
-    if wanted.compression_level is not None and wanted.compression == "none":
-        raise UsageError("compression-level needs compression")
-    if wanted.postcopy_bandwidth is not None and wanted.kind != "postcopy" and not wanted.goal:
-        raise UsageError("postcopy-bandwidth needs the kind postcopy, or a goal's then: postcopy")
+def _given(wanted: MigrationPart) -> set[str]:
+    """Fields of the plan that are asked for, of those that need others."""
+    asked = {
+        POSTCOPY: wanted.kind == "postcopy",
+        "kind.after_passes": wanted.after_passes != 1,
+        "kind.preempt": wanted.preempt,
+        "multifd.channels": wanted.multifd > 0,
+        "multifd.compression": wanted.compression != "none",
+        "multifd.level": wanted.compression_level is not None,
+    }
+    return {field for field, is_asked in asked.items() if is_asked}
 
 
 def _throttle(wanted: MigrationPart) -> AutoConverge | DirtyLimit | None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from qemu_ring.dirty import Tracking
 from qemu_ring.errors import UsageError
 from qemu_ring.experiment.matrix import Assignment, Combination
 from qemu_ring.experiment.migrations import migration_plan, plan_problem
@@ -53,6 +54,7 @@ class _Guest:
         text: the same, canonical JSON.
         directory: what its relative paths are seen from.
         parameters: of a cell with it.
+        meaning: equal for guests that are the same, however they are written.
     """
 
     description: GuestDescription
@@ -60,6 +62,7 @@ class _Guest:
     text: str
     directory: Path
     parameters: dict[str, Scalar]
+    meaning: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +74,14 @@ class _Rest:
         data: for the process that runs it.
         texts: the same by key, canonical JSON.
         parameters: of a cell with it.
+        meaning: equal for what comes to the same, the migration's plan for its keys.
     """
 
     part: CellPart
     data: Mapping[str, Any]
     texts: Mapping[str, str]
     parameters: dict[str, Scalar]
+    meaning: tuple[object, ...]
 
 
 class _MistakesError(Exception):
@@ -110,6 +115,8 @@ class CellResolver:
         self._names: dict[tuple[str, ...], list[str]] = {}
         plan_keys = {field.alias for field in PlanPart.model_fields.values()} | {"guest"}
         self._rest = {key: value for key, value in document.data.items() if key not in plan_keys}
+        self._plans: dict[str, int] = {}
+        self._found: dict[tuple[object, ...], str] = {}
         self.problems: list[str] = []
 
     def cell(self, wanted: Combination) -> Cell | None:
@@ -129,9 +136,16 @@ class CellResolver:
             self._note(wanted, _MistakesError(wrong, of_all=True))
             return None
         axes = dict(wanted.axes)
+        name = self._name(axes)
+        meaning = (guest.meaning, *rest.meaning)
+        if meaning in self._found:
+            said = f"{name} comes to the same as {self._found[meaning]}: one of them is enough"
+            self._note(wanted, _MistakesError([(wanted.origin, said)]))
+            return None
+        self._found[meaning] = name
         return Cell(
             id=digest_of_parts({"guest": guest.text, **rest.texts})[:12],
-            name=self._name(axes),
+            name=name,
             axes=axes,
             parameters=with_axes({**guest.parameters, **rest.parameters}, axes),
             specification={
@@ -186,8 +200,14 @@ class CellResolver:
         wrong = [(("guest", *path), said) for path, said in guest_problems(description)]
         if wrong:
             raise _MistakesError(wrong, of_all=True)
+        plain = description.model_copy(update={"tracking": description.tracking or Tracking()})
         return _Guest(
-            description, guest, canonical(guest), directory, guest_parameters(description)
+            description=description,
+            data=guest,
+            text=canonical(guest),
+            directory=directory,
+            parameters=guest_parameters(description),
+            meaning=repr(plain),
         )
 
     def _part(self, assignments: Sequence[Assignment]) -> _Rest:
@@ -203,7 +223,9 @@ class CellResolver:
             raise _MistakesError(wrong, of_all=True)
         told = part.model_dump(mode="json", by_alias=True)
         texts = {key: canonical(value) for key, value in told.items()}
-        return _Rest(part, told, texts, part_parameters(part))
+        plan = self._plans.setdefault(repr(migration_plan(part)), len(self._plans))
+        others = (text for key, text in texts.items() if key != "migration")
+        return _Rest(part, told, texts, part_parameters(part), (plan, *others))
 
     def _file(self, name: str) -> Source:
         """A guest's file, read once.

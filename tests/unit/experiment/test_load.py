@@ -179,7 +179,7 @@ MISTAKES = [
     (
         "max-bandwidth: 500 MiB",
         "compression: zstd",
-        "e.yaml:10: migration: compression needs multifd",
+        "e.yaml:11: migration.compression: needs multifd",
     ),
     (
         "max-bandwidth: 500 MiB",
@@ -282,6 +282,53 @@ MISTAKES = [
 def test_mistake(old: str, new: str, message: str) -> None:
     assert old in EXPERIMENT
     assert problems(EXPERIMENT.replace(old, new))[0].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("preempt: true", "migration.preempt: needs kind: postcopy"),
+        ("after-passes: 3", "migration.after-passes: needs kind: postcopy"),
+        ("compression: zstd", "migration.compression: needs multifd"),
+        ("multifd: 2, compression-level: 3", "migration.compression-level: needs compression"),
+        (
+            "multifd: 2, compression: zlib, compression-level: 99",
+            "migration.compression-level: 99 is out of range; use 0 to 9",
+        ),
+        ("downtime-limit: 5000", "migration.downtime-limit: 5000 is out of range; use 0 to 2000"),
+    ],
+)
+def test_migration_that_cannot_be(keys: str, said: str) -> None:
+    old = "migration:\n  max-bandwidth: 500 MiB\n"
+    assert old in EXPERIMENT
+    (line,) = problems(EXPERIMENT.replace(old, f"migration: {{{keys}}}\n"))
+    assert line.startswith(f"e.yaml:10: {said}")
+
+
+@pytest.mark.parametrize(
+    ("axis", "first", "second"),
+    [
+        ("guest.memory: [64 MiB, 65536 KiB]", "memory_bytes=65536 KiB", "memory_bytes=64 MiB"),
+        ("guest.tracking: [null, bitmap]", "tracking=bitmap", "tracking=none"),
+        ("migration.channel: [null, fd]", "channel=fd", "channel=none"),
+        (
+            "migration.auto-converge.initial: [20, 30]",
+            "initial=30",
+            "initial=20",
+        ),
+        (
+            "a: {x: {migration.abort: null}, y: {migration.multifd: 0}, z: {migration.multifd: 2}}",
+            "a=y",
+            "a=x",
+        ),
+    ],
+)
+def test_cells_that_come_to_the_same(axis: str, first: str, second: str) -> None:
+    """However they are written: a difference would be credited to a factor without a meaning."""
+    text = with_matrix(f"matrix:\n  {axis}").replace("migration.abort: null", "verify: true")
+    (said,) = problems(text)
+    first, second = ((one.rpartition(".")[2] if "." in one else one) for one in (first, second))
+    assert said.endswith(f"{first} comes to the same as {second}: one of them is enough")
 
 
 def test_too_many_combinations_are_told_at_once() -> None:
