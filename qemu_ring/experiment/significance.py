@@ -8,20 +8,17 @@ the others out favours nothing, and those that cannot show anything cost the res
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from statistics import median
+from typing import Literal
 
-from qemu_ring.errors import UsageError
+from qemu_ring import statistics
 from qemu_ring.experiment.verdicts import Completion, Criteria, Difference, Verdict
 
 __all__ = ["Tested", "completion", "difference", "judge_completions", "judge_differences"]
 
-_RESAMPLES = 4999
-_SEED = 1  # so that the same results give the same intervals
-_MOST_ORDERS = 1000  # up to which a rank test among ties looks at all of them
 _MOST_RUNS = 1000
 
 
@@ -44,16 +41,17 @@ def difference(
     metric: str, a: Sequence[float], b: Sequence[float], criteria: Criteria
 ) -> tuple[Difference, Tested]:
     """Compare a metric of one cell; neither of A and B is empty."""
-    import numpy as np
-
-    medians = float(np.median(a)), float(np.median(b))
-    interval, kind = _interval(a, b, criteria.confidence)
+    change = statistics.median_change(b, a, criteria.confidence)
+    interval: tuple[float, float] | None = None
+    kind: Literal["bootstrap", "range"] | None = None
+    if change is not None and change.low is not None and change.high is not None:
+        interval, kind = (change.low, change.high), "range" if change.is_range else "bootstrap"
     tested = _ranks(a, b)
     found = Difference(
         metric=metric,
         runs=(len(a), len(b)),
-        medians=medians,
-        change=(medians[1] - medians[0]) / medians[0] if medians[0] else None,
+        medians=(float(median(a)), float(median(b))),
+        change=None if change is None else change.value,
         interval=interval,
         interval_kind=kind,
         p=tested.p,
@@ -66,8 +64,8 @@ def completion(runs: tuple[int, int], completed: tuple[int, int]) -> tuple[Compl
     """Compare how many runs of one cell completed."""
     failed = sum(runs) - sum(completed)
     most = min(failed, runs[1])  # of all that failed, in B
-    least_p = _fisher(runs, (runs[0] - (failed - most), runs[1] - most))
-    p = _fisher(runs, completed)
+    least_p = statistics.fewer_completed(runs, (runs[0] - (failed - most), runs[1] - most))
+    p = statistics.fewer_completed(runs, completed)
     return Completion(runs=runs, completed=completed, p=p), Tested(p, least_p, least_p)
 
 
@@ -84,7 +82,7 @@ def judge_differences(
             verdict = _direction(one, criteria)
         elif not _could_show(of, place, criteria):
             verdict = Verdict.TOO_FEW
-            needed = _runs_needed(lambda n: 2 / math.comb(2 * n, n), len(of), criteria)
+            needed = _runs_needed(lambda n: statistics.least_p(n, n), len(of), criteria)
         judged.append(replace(one, q=corrected[place], verdict=verdict, runs_needed=needed))
     return judged
 
@@ -110,7 +108,7 @@ def judge_completions(
 
 
 def _all_failures_in_b(share: float, runs: int) -> float:
-    return _fisher((runs, runs), (runs, runs - max(1, int(runs * share))))
+    return statistics.fewer_completed((runs, runs), (runs, runs - max(1, int(runs * share))))
 
 
 def _direction(one: Difference, criteria: Criteria) -> Verdict:
@@ -125,7 +123,7 @@ def _direction(one: Difference, criteria: Criteria) -> Verdict:
 def _corrected(of: Sequence[Tested], criteria: Criteria) -> list[float]:
     """The p of those in the family, corrected; 1 of the others."""
     family = [one.p for one in of if one.least_p <= criteria.alpha]
-    corrected = iter(_false_discovery(family))
+    corrected = iter(statistics.false_discovery(family))
     return [next(corrected) if one.least_p <= criteria.alpha else 1.0 for one in of]
 
 
@@ -138,7 +136,7 @@ def _could_show(of: Sequence[Tested], place: int, criteria: Criteria) -> bool:
     family = [tested.p for tested in rest if tested.least_p <= criteria.alpha]
     if one.clearest_p * (1 + len(family)) <= criteria.alpha:
         return True
-    return _false_discovery([one.clearest_p, *family])[0] <= criteria.alpha
+    return statistics.false_discovery([one.clearest_p, *family])[0] <= criteria.alpha
 
 
 def _runs_needed(least_p: Callable[[int], float], family: int, criteria: Criteria) -> int | None:
@@ -147,76 +145,15 @@ def _runs_needed(least_p: Callable[[int], float], family: int, criteria: Criteri
     return next(fits, None)
 
 
-def _interval(
-    a: Sequence[float], b: Sequence[float], confidence: float
-) -> tuple[tuple[float, float] | None, Literal["bootstrap", "range"] | None]:
-    """Of the change of the median; there is none of a change from 0."""
-    import numpy as np
-
-    few = min(len(a), len(b))
-    if few < 2 or min(a) <= 0:
-        return None, None
-    # All repeats lie on one side of the median with 2 ** (1 - n): then not even from the least
-    # to the most of them is an interval of that confidence.
-    if 1 - 2.0 ** (1 - few) < confidence:
-        return (min(b) / max(a) - 1, max(b) / min(a) - 1), "range"
-
-    def change(one: Any, other: Any, axis: int = -1) -> Any:
-        before = np.median(one, axis=axis)
-        return (np.median(other, axis=axis) - before) / before
-
-    found = (
-        _stats()
-        .bootstrap(
-            (np.array(a), np.array(b)),
-            change,
-            n_resamples=_RESAMPLES,
-            confidence_level=confidence,
-            method="percentile",
-            vectorized=True,
-            rng=np.random.default_rng(_SEED),
-        )
-        .confidence_interval
-    )
-    return (float(found.low), float(found.high)), "bootstrap"
-
-
 def _ranks(a: Sequence[float], b: Sequence[float]) -> Tested:
-    """Mann and Whitney's test, two-sided."""
-    clearest = 2 / math.comb(len(a) + len(b), len(a))
+    """Test the ranks, and tell what else the same values could have come to."""
+    clearest = statistics.least_p(len(a), len(b))
     ranked = sorted([*a, *b])
     if ranked[0] == ranked[-1]:
         return Tested(1.0, 1.0, clearest)
     below, above = len(a), len(b)
     least = min(
-        _rank_test(ranked[:below], ranked[below:]), _rank_test(ranked[above:], ranked[:above])
+        statistics.rank_test(ranked[:below], ranked[below:]),
+        statistics.rank_test(ranked[above:], ranked[:above]),
     )
-    return Tested(_rank_test(a, b), least, clearest)
-
-
-def _rank_test(a: Sequence[float], b: Sequence[float]) -> float:
-    """Exact for few runs; scipy's own way to be exact knows no ties."""
-    stats = _stats()
-    method: Any = "auto"
-    if len({*a, *b}) < len(a) + len(b) and math.comb(len(a) + len(b), len(a)) <= _MOST_ORDERS:
-        method = stats.PermutationMethod(n_resamples=_MOST_ORDERS)
-    return float(stats.mannwhitneyu(a, b, alternative="two-sided", method=method).pvalue)
-
-
-def _fisher(runs: tuple[int, int], completed: tuple[int, int]) -> float:
-    table = [[done, all_ - done] for done, all_ in zip(completed, runs, strict=True)]
-    return min(float(_stats().fisher_exact(table, alternative="greater").pvalue), 1.0)
-
-
-def _false_discovery(p: Sequence[float]) -> list[float]:
-    return [float(one) for one in _stats().false_discovery_control(p)] if p else []
-
-
-def _stats() -> Any:
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise UsageError(
-            "scipy is not installed", hint="pip install qemu-ring[experiment]"
-        ) from error
-    return stats
+    return Tested(statistics.rank_test(a, b), least, clearest)

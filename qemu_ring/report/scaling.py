@@ -11,9 +11,9 @@ from typing import Any
 from qemu_ring.experiment.parameters import Scalar
 from qemu_ring.report import units
 from qemu_ring.report.plot import Choice, Plot, Spec, slug
-from qemu_ring.report.statistics import median
 from qemu_ring.report.summary import CellSummary, Measure
 from qemu_ring.report.theme import SERIES, SHAPES
+from qemu_ring.statistics import median
 
 __all__ = ["scaling_plots"]
 

@@ -9,9 +9,9 @@ from typing import Any
 from qemu_ring.experiment.results.record import RunRecord
 from qemu_ring.report import units
 from qemu_ring.report.plot import Choice, Plot, Spec, row_axis
-from qemu_ring.report.statistics import median
 from qemu_ring.report.summary import Measure
 from qemu_ring.report.theme import SERIES, colour
+from qemu_ring.statistics import median
 
 __all__ = ["Row", "strip_plot"]
 

@@ -10,7 +10,7 @@ from typing import Final
 from qemu_ring.experiment import Cell, Results
 from qemu_ring.experiment.results.record import MigrationRecord, RunRecord, Status
 from qemu_ring.report import units
-from qemu_ring.report.statistics import Estimate, median
+from qemu_ring.statistics import Estimate, median
 
 __all__ = [
     "DOWNTIME",

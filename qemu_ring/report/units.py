@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from qemu_ring.report.statistics import Estimate
+from qemu_ring.statistics import Estimate
 
 __all__ = [
     "NONE",

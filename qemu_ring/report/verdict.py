@@ -9,8 +9,15 @@ from typing import Literal
 
 from qemu_ring.experiment import Results, Status
 from qemu_ring.report import units
-from qemu_ring.report.statistics import ALPHA, could_tell, difference, false_discovery
 from qemu_ring.report.summary import DOWNTIME, ENDINGS, CellSummary, Measure
+from qemu_ring.statistics import (
+    ALPHA,
+    false_discovery,
+    least_p,
+    median_change,
+    median_difference,
+    rank_test,
+)
 
 __all__ = ["Answer", "failures", "fastest", "stale_pages"]
 
@@ -110,26 +117,29 @@ def fastest(cells: Sequence[CellSummary], measure: Measure) -> Answer:
     figure = f"{units.seconds(_median(best, measure))}{_range(best, measure)}"
     if len(ranked) == 1:
         return Answer("open", f"{measure.title} of {best.name}: {figure}", tuple(notes))
-    gaps = [(cell, difference(cell.values(measure), best.values(measure))) for cell in ranked[1:]]
-    corrected = false_discovery([gap.p for _, gap in gaps])
-    close = [cell.name for (cell, _), q in zip(gaps, corrected, strict=True) if q > ALPHA]
-    second, gap = gaps[0]
+    least = best.values(measure)
+    others = [cell.values(measure) for cell in ranked[1:]]
+    p = [rank_test(values, least) for values in others]
+    corrected = false_discovery(p)
+    close = [cell.name for cell, q in zip(ranked[1:], corrected, strict=True) if q > ALPHA]
+    second, gap = ranked[1], median_difference(others[0], least)
     next_figure = f"{units.seconds(_median(second, measure))}{_range(second, measure)}"
-    more = units.seconds(gap.absolute.value)
-    if gap.share is not None:
-        more += f" ({units.percent(gap.share.value)})"
-    said = units.interval(gap.absolute)
-    if said and not gap.absolute.is_range:
+    more = units.seconds(gap.value)
+    share = median_change(others[0], least)
+    if share is not None:
+        more += f" ({units.percent(share.value)})"
+    said = units.interval(gap)
+    if said and not gap.is_range:
         said = f"95 % interval {said}"
     details = [
         f"The next is {second.name} with {next_figure}: {more} more"
         + (f", {said}." if said else "."),
     ]
     if close:
-        told = [one for _, one in gaps]
-        blind = [
-            place for place, q in enumerate(corrected) if q > ALPHA and not could_tell(told, place)
-        ]
+        blind = any(
+            q > ALPHA and not _could_tell(p, place, least_p(len(least), len(others[place])))
+            for place, q in enumerate(corrected)
+        )
         why = "so few repeats cannot tell" if blind else "the repeats overlap too much"
         details.insert(0, f"Not told apart from {_list(close)}: {why}.")
     kind: Literal["good", "open"] = "open" if close else "good"
@@ -139,6 +149,11 @@ def fastest(cells: Sequence[CellSummary], measure: Measure) -> Answer:
         else f"No cell clearly has the {quick}; least is {best.name}"
     )
     return Answer(kind, f"{clear}: {figure}", (*details, *notes))
+
+
+def _could_tell(p: Sequence[float], place: int, least: float) -> bool:
+    """Tell if one of several differences could be told by so few values, however far apart."""
+    return false_discovery([least, *p[:place], *p[place + 1 :]])[0] <= ALPHA
 
 
 def _median(cell: CellSummary, measure: Measure) -> float:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from qemu_ring.report import units
-from qemu_ring.report.statistics import Estimate
+from qemu_ring.statistics import Estimate
 
 
 @pytest.mark.parametrize(
