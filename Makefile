@@ -17,7 +17,7 @@ scripts := tools/setup .ci/run
 pytest := $(python) -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-full prove lint types coverage unit check-series format firmware wheel clean
+.PHONY: help setup test test-full prove lint types patched coverage unit check-series format firmware wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -25,10 +25,14 @@ help: ## list the targets
 setup: ## install what is missing: Debian packages, .venv
 	@tools/setup test
 
-test: lint ## lint, and the tests that this machine can run but for those that take long
+# Before the tests, not in the first that needs it: what it does is seen then.
+patched: setup ## the patched QEMU, which some minutes make unless the cache has it
+	@[ -n "$(QEMU_RING_PATCHED_QEMU)" ] || .venv/bin/qemu-ring build >/dev/null
+
+test: lint patched ## lint, and the tests that this machine can run but for those that take long
 	$(pytest) $(PYTEST_ARGS)
 
-test-full: lint ## lint, and every test that this machine can run
+test-full: lint patched ## lint, and every test that this machine can run
 	$(pytest) --full $(PYTEST_ARGS)
 
 prove: ## is this machine's QEMU losing dirty memory? succeeds with either answer

@@ -8,9 +8,15 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import pytest
 
-__all__ = ["cover", "mark_matrices", "without_full"]
+__all__ = ["attempts", "cover", "mark_matrices", "without_full"]
 
 Row = Mapping[str, Hashable]
+
+
+def attempts(few: int, many: int) -> list[object]:
+    """Parameters of a test that is tried at different moments: few times, and many by --full."""
+    rest = (pytest.param(number, marks=pytest.mark.full) for number in range(few, many))
+    return [*range(few), *rest]
 
 
 def cover(rows: Sequence[Row]) -> list[int]:

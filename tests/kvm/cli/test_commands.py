@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import attempts
 from tests.waiting import DEADLINE, wait_until
 
 pytestmark = pytest.mark.ring
@@ -183,9 +184,9 @@ def test_signals_end_it_in_good_order(qemu_path: Path, number: signal.Signals, s
     assert not {pid for pid in below if Path(f"/proc/{pid}").exists()}
 
 
-@pytest.mark.parametrize("attempt", range(20))
+@pytest.mark.parametrize("attempt", attempts(6, 20))
 def test_kill_9_leaves_nothing(qemu_path: Path, attempt: int) -> None:
-    """At 20 moments spread over start, first pass, removals, completion and comparison."""
+    """At moments spread over start, first pass, removals, completion and comparison."""
     delay = random.Random(attempt).uniform(0.05, 3.0)
     process = subprocess.Popen(
         [*COMMAND, "prove", "--qemu", str(qemu_path), "--seconds", "60"],

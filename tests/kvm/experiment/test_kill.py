@@ -17,15 +17,16 @@ from .clusters import qemus_of
 from .conftest import COMMAND, SMALL
 from .kills import Killer
 
-KILLS = 3
-
 
 @pytest.mark.ring
-def test_killed_runner_resumes_to_the_same_results(tmp_path: Path, qemu_path: Path) -> None:
-    killer = Killer(tmp_path, qemu_path, cells=4)
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.full)])
+def test_killed_runner_resumes_to_the_same_results(
+    tmp_path: Path, qemu_path: Path, kills: int
+) -> None:
+    killer = Killer(tmp_path, qemu_path, cells=2 + kills)
     seconds = killer.undisturbed()
     dice = random.Random()
-    moments = [dice.uniform(0.2, 0.6) * seconds for _ in range(KILLS)]
+    moments = [dice.uniform(0.2, 0.6) * seconds for _ in range(kills)]
     trial = killer.trial(moments)
     assert trial.wrong == [], moments
 

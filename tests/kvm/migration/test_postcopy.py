@@ -250,7 +250,9 @@ async def wait_switched(monitor: Monitor) -> None:
 
 
 @pytest.mark.parametrize("asked", ["cancel", "leave"])
-@pytest.mark.parametrize("ms", [0, 1, 2, 4, 8, 16, None])
+@pytest.mark.parametrize(
+    "ms", [0, 2, 8, None, *(pytest.param(ms, marks=pytest.mark.full) for ms in (1, 4, 16))]
+)
 async def test_given_up_when_it_is_about_to_switch_over(
     start_pair: StartPair,
     binary: Path,

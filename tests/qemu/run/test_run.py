@@ -21,6 +21,7 @@ from qemu_ring.machine import Machine
 from qemu_ring.migration import HeldPrecopy, Pace
 from qemu_ring.qmp import commands
 from qemu_ring.verify import Block, compare
+from tests.tiers import attempts
 from tests.waiting import DEADLINE, wait_until
 
 from .conftest import COMMAND, Run, command, is_running, memory_of
@@ -85,7 +86,7 @@ def test_guest_that_dies_is_a_failure(run_guest: Run, short_path: Path) -> None:
     assert names(short_path) == []
 
 
-@pytest.mark.parametrize("attempt", range(20))
+@pytest.mark.parametrize("attempt", attempts(6, 20))
 def test_kill_9_leaves_nothing(qemu_path: Path, short_path: Path, attempt: int) -> None:
     """At moments spread over the start and after it; the leak watch looks for processes."""
     path = short_path / "guest.qmp"
