@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from qemu_ring._compat import timeout
 from qemu_ring.dirty import (
     RateMode,
     RateOptions,
@@ -22,6 +23,7 @@ from qemu_ring.machine import Accelerator
 from qemu_ring.memslot import query_memslots
 from qemu_ring.qmp.dirty import query_dirty_rate
 from tests.qemu.dirty.conftest import MIB
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from tests.qemu.dirty.conftest import StartWriter, Writer
@@ -69,7 +71,7 @@ async def test_ring_of_each_vcpu(start_writer: StartWriter) -> None:
         told = one.bytes_per_second
         assert written.allows(told, rate.seconds, [one.vcpu]), (rate, written.mean)
     assert rate.bytes_per_second == sum(one.bytes_per_second for one in rate.vcpus)
-    assert 1 <= rate.seconds < 2
+    assert 1 <= rate.seconds < DEADLINE
 
 
 async def test_bitmap(start_writer: StartWriter) -> None:
@@ -107,18 +109,17 @@ async def test_mode_that_the_tracking_has_not(
 
 
 async def test_stream_follows_the_guest(start_writer: StartWriter) -> None:
-    """vCPU 0 rests from the second measurement on."""
-    async with start_writer(ring(), RATES) as guest:
-        rates = []
+    """vCPU 0 rests after the first measurement in which both wrote; a busy host may let none."""
+    async with start_writer(ring(), RATES) as guest, timeout(2 * DEADLINE):
+        rests = False
         async for rate in dirty_rates(guest.monitor):
-            rates.append([one.bytes_per_second for one in rate.vcpus])
-            if len(rates) == 1:
-                await guest.control.set_streams((Stream(), guest.streams[1]))
-            elif len(rates) == 3:
+            first, second = (one.bytes_per_second for one in rate.vcpus)
+            if rests and first == 0 and second > MIB:
                 break
-    assert min(rates[0]) > MIB
-    assert rates[2][0] == 0
-    assert rates[2][1] > MIB
+            if not rests and min(first, second) > MIB:
+                await guest.control.set_streams((Stream(), guest.streams[1]))
+                rests = True
+        assert rests
 
 
 @pytest.mark.parametrize("accelerator", [BITMAP, ring()], ids=["bitmap", "ring"])

@@ -164,7 +164,7 @@ async def test_lost_monitor_ends_the_wait_at_once(connect: Connect) -> None:
         started = time.monotonic()
         with pytest.raises(DisconnectedError):
             await measure_dirty_rate(monitor, RateOptions(seconds=60))
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30
 
 
 async def test_ring_measured_to_the_millisecond(connect: Connect) -> None:
