@@ -40,7 +40,7 @@ LOSSLESS = [FlushPolicy.QUIESCE, FlushPolicy.READ_ONLY, FlushPolicy.TOMBSTONE]
 
 
 async def test_best_effort_loses_pages_and_counts_them(patched_qemu: Path) -> None:
-    options = ProveOptions(until_loss=True, seconds=60, policy=FlushPolicy.BEST_EFFORT)
+    options = ProveOptions(until_loss=True, seconds=300, policy=FlushPolicy.BEST_EFFORT)
     result = await prove(patched_qemu, options)
     assert result.stale_pages > 0
     assert result.flush is not None
@@ -104,7 +104,7 @@ async def test_no_shape_of_removal_loses_a_page(patched_qemu: Path, policy: Flus
 async def test_best_effort_loses_by_the_test_device_too(patched_qemu: Path) -> None:
     options = ProveOptions(
         until_loss=True,
-        seconds=60,
+        seconds=300,
         policy=FlushPolicy.BEST_EFFORT,
         shapes=(Shape.SEVERAL, Shape.SWAP_IDS),
     )
@@ -116,7 +116,7 @@ async def test_best_effort_loses_by_the_test_device_too(patched_qemu: Path) -> N
 async def test_bitmap_mode_loses_too_where_added_slots_start_clean(patched_qemu: Path) -> None:
     tracking = Tracking(manual_protect=False)
     options = ProveOptions(
-        tracking=tracking, policy=FlushPolicy.BEST_EFFORT, until_loss=True, seconds=60
+        tracking=tracking, policy=FlushPolicy.BEST_EFFORT, until_loss=True, seconds=300
     )
     assert (await prove(patched_qemu, options)).stale_pages > 0
 

@@ -17,7 +17,7 @@ SOME_PAGES = 8 * 4096  # the statistics page and the like, dirty or not by chanc
 @pytest.mark.ring
 async def test_ring_mode_loses_pages_on_an_unpatched_qemu(qemu_path: Path) -> None:
     seen: list[Progress] = []
-    options = ProveOptions(tracking=RING, until_loss=True, seconds=60)
+    options = ProveOptions(tracking=RING, until_loss=True, seconds=300)
     result = await prove(qemu_path, options, on_progress=seen.append)
     assert result.exit_status is ExitStatus.BAD
     assert result.stale_pages == len(result.stale) > 0
