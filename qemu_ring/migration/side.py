@@ -249,11 +249,15 @@ async def require_support(sides: list[tuple[Side, Settings]]) -> None:
 
 def _what_it_lacks(refusal: str, states: dict[str, bool]) -> str:
     """What to do about capabilities that QEMU refuses."""
-    if states.get("postcopy-ram") and "Postcopy is not supported" in refusal:
-        # QEMU before 8.1 says what it lacks to its standard error alone.
-        return (
-            "QEMU's own output says what it lacks: as a rule the right to userfaultfd (sysctl "
-            "vm.unprivileged_userfaultfd=1), files of memory on tmpfs or hugetlbfs, or a "
-            "vhost-user back end that knows postcopy"
-        )
-    return "leave out one of the two, or use another QEMU"
+    if not (states.get("postcopy-ram") and "Postcopy is not supported" in refusal):
+        return "leave out one of the two, or use another QEMU"
+    may = "the right to userfaultfd (sysctl vm.unprivileged_userfaultfd=1)"
+    if "serfault" in refusal:
+        return f"give QEMU's user {may}, or migrate by precopy"
+    if "supported:" in refusal:  # for a reason that follows
+        return "migrate by precopy"
+    # QEMU before 8.1 says what it lacks to its standard error alone.
+    return (
+        f"QEMU's own output says what it lacks: as a rule {may}, files of memory on tmpfs or "
+        "hugetlbfs, or a vhost-user back end that knows postcopy"
+    )

@@ -50,7 +50,7 @@ REFUSALS = (
     Refusal("vhost-user without log", "vhost-user.* lacks", 3, _VHOST_USER, logging=Logging.CANNOT),
     Refusal(
         "vhost-user and postcopy",
-        "Postcopy is not supported.*vhost-user back end",
+        "Postcopy is not supported.*vhost-user back ?end",
         3,
         replace(_VHOST_USER, kind=Kind.POSTCOPY),
     ),
