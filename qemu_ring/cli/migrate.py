@@ -32,6 +32,7 @@ from qemu_ring.migration import (
     Aftermath,
     Channel,
     Compression,
+    Difference,
     Downtime,
     GoalDecision,
     GoalOutcome,
@@ -43,6 +44,7 @@ from qemu_ring.migration import (
     MigrationResult,
     Sample,
     ZeroPage,
+    find_obstacles,
     recover_postcopy,
     restore,
 )
@@ -77,6 +79,11 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
     metavar="CHANNEL",
     help="fd, unix, unix:PATH, unix:@NAME, tcp:HOST:PORT (port 0: any), or exec:COMMAND.  "
     "[default: fd, or unix for several connections]",
+)
+@click.option(
+    "--listen",
+    metavar="HOST[:PORT]",
+    help="For tcp: where the destination listens, if the source reaches it by another address.",
 )
 @click.option("--exec-incoming", metavar="COMMAND", help="For exec: what the destination runs.")
 @click.option(
@@ -150,6 +157,7 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
     show_default=True,
     help="Where the guest goes on if --verify finds stale pages.",
 )
+@click.option("--check", is_flag=True, help="Tell all that is in its way, and start nothing.")
 @click.option(
     "--recover",
     is_flag=True,
@@ -183,6 +191,8 @@ def migrate(
     """
     if sum(one is not None for one in (destination, to_file, from_file)) != 1:
         raise UsageError("name a DESTINATION, --to-file FILE or --from-file FILE, one of them")
+    if options["check"] and (from_file is not None or recover):
+        raise UsageError("--check is for a migration that is to begin, or --to-file")
     if overwrite and to_file is None:
         raise UsageError("--overwrite needs --to-file")
     if control is not None and (recover or from_file is not None):
@@ -192,10 +202,12 @@ def migrate(
     verify = bool(options["verify"])
     if verify and destination is None:
         raise UsageError("--verify needs a destination whose memory can be compared")
-    if to_file is not None:
-        require_new_file(to_file, overwrite=overwrite)
     if destination is not None:
         require_two_guests(source, destination)
+    if options["check"]:
+        return _tell_obstacles(*run(_check(source, destination, plan)), as_json=as_json)
+    if to_file is not None:
+        require_new_file(to_file, overwrite=overwrite)
     if from_file is not None:
         require_saved_guest(from_file)
         what, seconds, state = run(_restore(source, plan))
@@ -290,6 +302,8 @@ async def _migrate(
         )
         try:
             async with migration:
+                for one in migration.differences:
+                    notes.print(f"note: {one}", soft_wrap=True, markup=False)
                 if controls is not None:
                     controls.migration = migration
                 result = await migration.complete()
@@ -301,6 +315,32 @@ async def _migrate(
     if second is not None:
         rest = {"destination_qemu": sides[1].qemu, "not_compared": left_out}
     return _Outcome(result, sides[0].qemu, rest, left_out)
+
+
+def _tell_obstacles(
+    found: Sequence[Difference], qemu: dict[str, object], *, as_json: bool
+) -> ExitStatus:
+    if as_json:
+        print_json(document("migrate-check", qemu, obstacles=[asdict(one) for one in found]))
+    else:
+        for one in found:
+            click.echo(f"{'it would fail: ' if one.fatal else 'it differs: '}{one}")
+        if not found:
+            click.echo("nothing is in the way")
+    return ExitStatus.BAD if any(one.fatal for one in found) else ExitStatus.GOOD
+
+
+async def _check(
+    source: str, destination: str | None, plan: MigrationPlan
+) -> tuple[tuple[Difference, ...], dict[str, object]]:
+    """What is in the way, and what QEMU the source is."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(attached(source, "source"))
+        other = None
+        if destination is not None:
+            second = await stack.enter_async_context(attached(destination, "destination"))
+            other = second.machine.monitor
+        return await find_obstacles(first.machine.monitor, other, plan), first.qemu
 
 
 async def _recover(

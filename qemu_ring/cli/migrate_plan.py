@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,6 +86,8 @@ def plan_of(options: dict[str, Any], file: Path | None) -> MigrationPlan:
     """
     named = _channel(options["channel"], options["exec_incoming"], file)
     channel = named or _default_channel(options)
+    if options["listen"] is not None:
+        channel = _listening(channel, options["listen"])
     given = {field for field, key in _ASKED.items() if options[key] not in (None, False)}
     if options["kind"] == "postcopy":
         given.add(POSTCOPY)
@@ -256,6 +259,19 @@ def _kind(options: dict[str, Any]) -> Kind:
         "cpr-reboot": CprReboot(),
     }
     return plain[kind]
+
+
+def _listening(channel: Channel, text: str) -> Tcp:
+    if not isinstance(channel, Tcp):
+        raise UsageError("--listen needs --channel tcp:HOST:PORT")
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        host, port = text, ""
+    if not host or (port and not port.isdecimal()):
+        raise UsageError(
+            f"--listen {text} is no address", hint="use HOST, HOST:PORT or [HOST]:PORT"
+        )
+    return replace(channel, listen=host.strip("[]"), listen_port=int(port) if port else None)
 
 
 def _default_channel(options: dict[str, Any]) -> Channel:

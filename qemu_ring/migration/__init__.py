@@ -1,6 +1,7 @@
 """Driving one live migration, whatever its kind."""
 
 from qemu_ring.migration.channel import AbstractUnix, Channel, Exec, Fd, File, Tcp, Unix
+from qemu_ring.migration.comparison import Difference
 from qemu_ring.migration.cpr import CprTransferMigration
 from qemu_ring.migration.downtime import Downtime, GuestDowntime, firmware_writes
 from qemu_ring.migration.errors import (
@@ -44,6 +45,7 @@ from qemu_ring.migration.postcopy import recover_postcopy
 from qemu_ring.migration.precopy import HeldPrecopy, Pace
 from qemu_ring.migration.restore import restore
 from qemu_ring.migration.result import MigrationResult, Totals
+from qemu_ring.migration.setup import find_obstacles
 from qemu_ring.migration.timeline import Iteration, Sample, Timeline
 from qemu_ring.migration.toggle import Toggled, toggle
 
@@ -52,6 +54,8 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "MigrationPlan",
     "MigrationResult",
     "restore",
+    "find_obstacles",
+    "Difference",
     "recover_postcopy",
     "toggle",
     "Toggled",

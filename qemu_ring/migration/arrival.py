@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from types import TracebackType
 
-from qemu_ring.errors import DeadlineError
+from qemu_ring.errors import DeadlineError, QemuRingError
 from qemu_ring.machine import Machine
 from qemu_ring.migration.aftermath import stays_when_it_fails
 from qemu_ring.migration.downtime import Moment
 from qemu_ring.migration.errors import MigrationError
+from qemu_ring.migration.last_words import LastWords, last_lines
+from qemu_ring.migration.settling import settled
 from qemu_ring.qmp import (
     CommandTimeoutError,
     DisconnectedError,
     Event,
     MigrationStatus,
     Monitor,
+    QmpError,
     commands,
 )
 
@@ -50,6 +54,7 @@ class Arrival:
 
     def __enter__(self) -> Arrival:
         self._events.__enter__()
+        self._words = LastWords(self.machine.monitor)
         return self
 
     def __exit__(
@@ -58,6 +63,7 @@ class Arrival:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._words.close()
         self._events.__exit__(kind, error, traceback)
 
     @property
@@ -111,6 +117,25 @@ class Arrival:
         if self._status is MigrationStatus.FAILED:
             info = await commands.query_migrate(self.machine.monitor)
             raise MigrationError(info.error_desc or "QEMU gives no reason")
+
+    async def reason(self) -> str:
+        """Why it failed, as far as it tells, to follow what the source says; "" if it does not."""
+        monitor, said = self.machine.monitor, ""
+        with suppress(QmpError, DeadlineError):
+            status = await settled(monitor)
+            if status is MigrationStatus.FAILED:
+                said = (await commands.query_migrate(monitor)).error_desc or ""
+        said = said or self._last_words()
+        return f"; the destination: {said}" if said else ""
+
+    async def failure(self, error: QemuRingError) -> str:
+        """Say that it failed, by an error that may begin with its name, and with its last words."""
+        said = str(error).removeprefix(f"{self.machine.name}: ")
+        words = "" if self.machine.monitor.connected else self._last_words()
+        return f"the destination failed: {said}{f'; it wrote: {words}' if words else ''}"
+
+    def _last_words(self) -> str:
+        return last_lines(self.machine.text("output")) if self.machine.owned else str(self._words)
 
     async def resume(self, *, timeout: float = _EVENT_SECONDS) -> None:
         """Let the guest run as soon as it can; no error if it runs.

@@ -218,16 +218,22 @@ class Tcp(Channel):
         host: the destination's name or address, as the source reaches it.
         port: 0 for any that is free at the destination.
         listen: the address that the destination listens on; None for `host`.
+        listen_port: the port that it listens on, where something forwards `port` to it; None
+            for `port`.
     """
 
     has_host: ClassVar[bool] = True
     host: str = "127.0.0.1"
     port: int = 0
     listen: str | None = None
+    listen_port: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port < 1 << 16:
-            raise UsageError(f"port {self.port} is not in 0 to 65535")
+        for port in (self.port, self.listen_port or 0):
+            if not 0 <= port < 1 << 16:
+                raise UsageError(f"port {port} is not in 0 to 65535")
+        if self.port == 0 and self.listen_port:
+            raise UsageError("what is forwarded to another port is no port 0", hint="name it")
 
     @property
     def words(self) -> str:
@@ -245,7 +251,9 @@ class _TcpConnection(Connection):
         self._channel = channel
 
     async def listen(self) -> str:
-        return f"tcp:{_bracketed(self._channel.listen or self._channel.host)}:{self._channel.port}"
+        one = self._channel
+        port = one.port if one.listen_port is None else one.listen_port
+        return f"tcp:{_bracketed(one.listen or one.host)}:{port}"
 
     async def reach(self) -> str:
         port = str(self._channel.port)

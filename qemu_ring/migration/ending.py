@@ -96,7 +96,7 @@ class Ending:
             try:
                 await arrival.complete()
             except QemuRingError as error:
-                raise await self._error(f"the destination failed: {error}") from error
+                raise await self._error(await arrival.failure(error)) from error
             at = arrival.arrived_at
             arrived = time.monotonic() if at is None else at.event.arrived
             await self._verify()
@@ -105,7 +105,7 @@ class Ending:
                 if self._was_resumed:
                     await arrival.resumed()
             except QemuRingError as error:
-                raise await self._error(f"the destination failed: {error}") from error
+                raise await self._error(await arrival.failure(error)) from error
         with suppress(QmpError):  # the guest has moved: its former QEMU may go
             await watch.refresh()
         seconds = max(arrived, watch.ended_at) - watch.started_at
@@ -151,7 +151,9 @@ class Ending:
             return await self._error(words, MigrationAbortedError)
         with suppress(QmpError):
             await watch.refresh()  # QEMU may have noted the reason after it told of the failure
-        reason = watch.info.error_desc or "QEMU gives no reason"
+        reason = watch.info.error_desc or "the source's QEMU gives no reason"
+        if self.arrival is not None:
+            reason += await self.arrival.reason()
         return await self._error(f"the migration {watch.status}: {reason}")
 
     async def let_go(self) -> None:

@@ -17,6 +17,7 @@ from qemu_ring.migration.aftermath import find_aftermath, is_in_postcopy
 from qemu_ring.migration.arrival import Arrival
 from qemu_ring.migration.blocks import require_comparable
 from qemu_ring.migration.channel import Channel, Connection
+from qemu_ring.migration.comparison import Difference
 from qemu_ring.migration.convergence import Convergence
 from qemu_ring.migration.downtime import GuestDowntime
 from qemu_ring.migration.ending import Ending
@@ -81,9 +82,14 @@ class Migration:
         on_sample: called with each of them; what it raises, `complete` raises.
         on_decision: called with each decision that is made for the plan's goal; likewise.
 
+    Attributes:
+        differences: in which the destination is another machine than the source, though they
+            may be meant.
+
     Raises:
         QemuUnsuitableError: a QEMU cannot do this, or not this mix; nothing was started.
-        UsageError: the same for a value out of range, or a guest in the wrong state.
+        UsageError: the same for a value out of range, a guest in the wrong state, or a
+            destination that cannot take it: another machine type, memory or device.
         MigrationError: a QEMU went away before it began.
     """
 
@@ -112,6 +118,7 @@ class Migration:
         self._steering: Steering | None = None
         self._stack = ShieldedStack()
         self._source_side = Side("source", source.monitor)
+        self.differences: tuple[Difference, ...] = ()
         self._connection: Connection | None = None
         self._watch: Watch
         self._ending: Ending
@@ -357,7 +364,9 @@ class Migration:
         source, plan = self._source_side, self.plan
         throttle = await find_throttle(plan, source.monitor)
         held = bool(self._verify)
-        await set_up(self._stack, plan, source, side, held=held, throttle=throttle)
+        self.differences = await set_up(
+            self._stack, plan, source, side, held=held, throttle=throttle
+        )
         if plan.goal is not None:
             self._steering = Steering(Convergence(plan.goal, throttle), source, self._on_decision)
 

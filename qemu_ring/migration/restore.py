@@ -64,15 +64,9 @@ async def restore(
         except MigrationError as error:
             raise MigrationError(f"{plan.channel.words} was not restored: {error}") from error
         except QemuRingError as error:
-            raise await _explained(destination, plan, error) from error
+            if destination.monitor.connected:  # a passed deadline stays what it is
+                raise
+            raise MigrationError(
+                f"{plan.channel.words} was not restored: {await arrival.failure(error)}"
+            ) from error
     return time.monotonic() - started
-
-
-async def _explained(
-    destination: Machine, plan: MigrationPlan, error: QemuRingError
-) -> QemuRingError:
-    """Say what a QEMU that has ended wrote at last; a passed deadline stays what it is."""
-    if destination.monitor.connected:
-        return error
-    died = await destination.explain(error)
-    return MigrationError(f"{plan.channel.words} was not restored: {died.message}")

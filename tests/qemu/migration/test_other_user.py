@@ -154,9 +154,9 @@ def test_file_that_a_killed_controller_left_open_is_taken_back(
 
 
 def test_default_channel(others: Qemus) -> None:
-    out, _ = migrate(others.source, others.destination, "--verify")
+    out, _ = migrate(others.source, others.destination)
     assert "precopy over fd: completed" in out
-    assert "all equal" in out
+    assert "the guest runs at the destination" in out
     others.assert_alive()
 
 
@@ -172,18 +172,17 @@ def test_socket_of_our_own(others: Qemus, options: tuple[str, ...]) -> None:
 def test_socket_that_both_make_in_our_temporary_directory(
     others: Qemus, public_folder: Path
 ) -> None:
-    options = ("--channel", "unix", "--verify")
+    options = ("--channel", "unix")
     out, _ = migrate(others.source, others.destination, *options, tmpdir=public_folder)
     assert "precopy over unix: completed" in out
-    assert "all equal" in out
     assert not list(public_folder.glob("qemu-ring-*"))
 
 
 def test_private_tmp(elsewhere: Qemus) -> None:
     options = ("--multifd", "2", "--max-bandwidth", "0")
-    out, _ = migrate(elsewhere.source, elsewhere.destination, *options, "--verify")
+    out, _ = migrate(elsewhere.source, elsewhere.destination, *options)
     assert "precopy over unix: completed" in out
-    assert "all equal" in out
+    assert "the guest runs at the destination" in out
 
 
 def test_saved_to_what_qemu_does_not_see(elsewhere: Qemus, tmp_path: Path) -> None:

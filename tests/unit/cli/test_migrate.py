@@ -19,7 +19,7 @@ from qemu_ring.cli.migrate_plan import (
 )
 from qemu_ring.errors import UsageError
 from qemu_ring.machine import Machine
-from qemu_ring.migration import Goal, MappedRam, MigrationPlan, Multifd, Postcopy
+from qemu_ring.migration import Goal, MappedRam, MigrationPlan, Multifd, Postcopy, Tcp
 from qemu_ring.qmp import MigrationInfo
 
 
@@ -66,6 +66,25 @@ def test_goal() -> None:
 def test_refused_goal(arguments: tuple[str, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         plan("twin", *arguments)
+
+
+def test_where_the_destination_listens() -> None:
+    def channel(listen: str) -> object:
+        return plan("twin", "--channel=tcp:192.0.2.7:4444", f"--listen={listen}").channel
+
+    assert channel("0.0.0.0") == Tcp("192.0.2.7", 4444, "0.0.0.0")
+    assert channel("10.0.0.1:5555") == Tcp("192.0.2.7", 4444, "10.0.0.1", 5555)
+    assert channel("::") == Tcp("192.0.2.7", 4444, "::")
+    assert channel("[fe80::1]:5555") == Tcp("192.0.2.7", 4444, "fe80::1", 5555)
+    for wrong in ("", ":1", "host:port", "[::]:x"):
+        with pytest.raises(UsageError, match="is no address; use HOST"):
+            channel(wrong)
+    with pytest.raises(UsageError, match="--listen needs --channel tcp"):
+        plan("twin", "--listen=0.0.0.0")
+    with pytest.raises(UsageError, match="is no port 0"):
+        plan("twin", "--channel=tcp:192.0.2.7:0", "--listen=0.0.0.0:5555")
+    with pytest.raises(UsageError, match="port 65536"):
+        plan("twin", "--channel=tcp:192.0.2.7:1", "--listen=0.0.0.0:65536")
 
 
 def test_file_to_save_to(tmp_path: Path) -> None:

@@ -148,8 +148,14 @@ class FakeQemu:
                 return {"status": self.state, "running": self.state == "running"}
             case "query-migrate":
                 return self.migration
-            case "query-named-block-nodes" | "query-fdsets":
+            case "query-named-block-nodes" | "query-fdsets" | "query-cpus-fast" | "qom-list":
                 return []
+            case "query-kvm":
+                return {"enabled": True, "present": True}
+            case "human-monitor-command":
+                return ""
+            case "qom-get":
+                return refusal("there is no such property")
         return {}
 
     def count(self, name: str) -> int:
