@@ -19,7 +19,7 @@ from qemu_ring.qmp import commands
 from tests.kvm.cli.top_guests import COMMAND, run, running
 from tests.unit.migration.test_metrics import lint, value
 
-pytestmark = [pytest.mark.kvm, pytest.mark.ring, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kvm, pytest.mark.ring]
 
 SECONDS = 60.0
 Families = dict[str, Metric]

@@ -20,7 +20,7 @@ from qemu_ring.migration.control import ControlAnswer, ControlRequest, request_c
 from tests.kvm.migration.qemus import Qemus
 from tests.kvm.migration.test_command import start
 
-pytestmark = [pytest.mark.kvm, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
 SECONDS = 60.0

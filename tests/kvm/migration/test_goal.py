@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.kvm.migration.qemus import Qemus
 
 # Bandwidths are low, so that a writer that a busy host slows down still dirties faster.
-pytestmark = [pytest.mark.kvm, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
 WITHIN = 60.0
