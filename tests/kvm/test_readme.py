@@ -1,4 +1,4 @@
-"""The README says what is so."""
+"""README and docs say what is so."""
 
 from __future__ import annotations
 
@@ -14,16 +14,40 @@ from qemu_ring.cli.commands import cli
 from qemu_ring.cli.prove import prove_command
 from qemu_ring.errors import ExitStatus
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("docs/*.md")}
+PAGES["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
+LONGEST_README = 150  # lines that somebody reads
 
 
 def test_table_of_options_is_complete() -> None:
-    described = set(re.findall(r"^\| `(--[a-z-]+)", README, re.MULTILINE))
+    described = set(re.findall(r"^\| `(--[a-z-]+)", PAGES["prove.md"], re.MULTILINE))
     assert described == {option.opts[0] for option in prove_command.params}
 
 
-def test_commands_are_ones_that_parse() -> None:
-    lines = re.findall(r"^qemu-ring (.*?)(?: +#.*| > .*)?$", README, re.MULTILINE)
+def test_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= LONGEST_README
+
+
+def test_links_lead_somewhere() -> None:
+    dead = []
+    for name, text in PAGES.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        links = re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", text)
+        dead += [f"{name}: {link}" for link in links if not (folder / link).exists()]
+    assert dead == []
+
+
+def test_reference_is_that_of_the_commands() -> None:
+    script = [sys.executable, str(ROOT / "tools/commands.py")]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == PAGES["commands.md"], "run: python tools/commands.py > docs/commands.md"
+
+
+@pytest.mark.parametrize("page", ["README.md", "prove.md", "build.md"])
+def test_commands_are_ones_that_parse(page: str) -> None:
+    lines = re.findall(r"^qemu-ring (.*?)(?: +#.*| > .*| &)?$", PAGES[page], re.MULTILINE)
     assert len(lines) >= 8
     for line in lines:
         name, *arguments = line.split()
@@ -37,14 +61,13 @@ def test_commands_are_ones_that_parse() -> None:
 
 
 def test_exit_statuses_are_all_there() -> None:
-    table = README.partition("## Exit status")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| ([0-9, ]+) \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| ([0-9, ]+) \|", PAGES["exit-status.md"], re.MULTILINE)
     assert {int(n) for row in rows for n in row.split(",")} == {int(s) for s in ExitStatus}
 
 
 @pytest.mark.ring
 def test_library_example_runs() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", PAGES["library.md"], re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", example], capture_output=True, text=True, timeout=60
     )
