@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from socketserver import BaseServer
     from threading import Thread
 
-    from qemu_ring.migration.metrics import GuestsCollector
+    from qemu_ring.observe.metrics import GuestsCollector
 
 __all__ = ["metrics_server", "parse_listen_address"]
 
@@ -54,7 +54,7 @@ async def metrics_server(at: str) -> AsyncIterator[tuple[GuestsCollector, str]]:
     try:
         from prometheus_client import CollectorRegistry, start_http_server
 
-        from qemu_ring.migration.metrics import GuestsCollector
+        from qemu_ring.observe.metrics import GuestsCollector
     except ImportError as error:
         raise HostError(
             f"{error.name} is not installed", hint="run: pip install 'qemu-ring[metrics]'"

@@ -27,16 +27,16 @@ from qemu_ring.cli.sizes import Duration
 from qemu_ring.cli.top_screen import cropped, guests_lines, head_line, plain_ascii
 from qemu_ring.errors import ExitStatus, QemuRingError, UsageError
 from qemu_ring.machine import probe_host
-from qemu_ring.migration.observation import GuestSight, Presence
-from qemu_ring.migration.observe import GuestsWatch
+from qemu_ring.observe.poll import GuestPoller
+from qemu_ring.observe.snapshot import GuestSnapshot, Presence
 from qemu_ring.qmp import parse_address
 from qemu_ring.qmp.address import wrong_address
 
 __all__ = ["top"]
 
-Sights = Sequence[GuestSight]
+Snapshots = Sequence[GuestSnapshot]
 
-_FIRST_LOOK_SECONDS = 10.0
+_FIRST_POLL_SECONDS = 10.0
 """How long a snapshot waits for guests that do not answer, and for dirty rates."""
 _PATIENCE_SECONDS = 2.0
 """How long the others wait for a guest that no longer answers; once each time that it is asked."""
@@ -102,7 +102,7 @@ def top(
     for socket, address in addresses.items():
         if wrong := wrong_address(address):
             raise UsageError(f"no QMP monitor is at {socket!r}: {wrong[0]}", hint=wrong[1])
-    watch = GuestsWatch(
+    watch = GuestPoller(
         addresses,
         measure_seconds=interval * _MEASURED_SHARE if measure else None,
     )
@@ -124,8 +124,8 @@ def top(
 
 
 async def _print(
-    watch: GuestsWatch,
-    show: Callable[[Sights], None],
+    watch: GuestPoller,
+    show: Callable[[Snapshots], None],
     interval: float,
     count: int | None,
     *,
@@ -134,84 +134,84 @@ async def _print(
     """Print samples one after the other, rates in all of them.
 
     Raises:
-        QemuRingError: no guest was ever seen.
+        QemuRingError: no guest was ever state.
     """
     async with watch:
-        sights: Sights = await watch.look(_FIRST_LOOK_SECONDS)  # what rates are told against
+        snapshots: Snapshots = await watch.poll(_FIRST_POLL_SECONDS)  # what rates are told against
         async for sample in _samples(watch, interval, count, delayed=True):
-            sights = await _measured(watch, sample) if measure and count == 1 else sample
-            show(sights)
-    if all(sight.seen is None for sight in sights):
-        error = UsageError if all(map(_is_absent, sights)) else QemuRingError
-        gone = sights[0].presence is Presence.GONE  # what does not answer has a hint of its own
+            snapshots = await _measured(watch, sample) if measure and count == 1 else sample
+            show(snapshots)
+    if all(snapshot.state is None for snapshot in snapshots):
+        error = UsageError if all(map(_is_absent, snapshots)) else QemuRingError
+        gone = snapshots[0].presence is Presence.GONE  # what does not answer has a hint of its own
         raise error(
-            f"no guest was seen: {sights[0].socket}: {sights[0].problem}",
+            f"no guest was seen: {snapshots[0].socket}: {snapshots[0].problem}",
             hint="is QEMU running, with a QMP monitor there?" if gone else "",
         )
 
 
-async def _serve(watch: GuestsWatch, at: str, interval: float) -> None:
+async def _serve(watch: GuestPoller, at: str, interval: float) -> None:
     """Serve samples as metrics, until it is ended; guests may come and go."""
     async with metrics_server(at) as (collector, url), watch:
-        collector.update(await watch.look(_PATIENCE_SECONDS))
+        collector.update(await watch.poll(_PATIENCE_SECONDS))
         notes.print(f"qemu-ring: metrics are at {url}", soft_wrap=True)
-        async for sights in _samples(watch, interval, None, delayed=True):
-            collector.update(sights)
+        async for snapshots in _samples(watch, interval, None, delayed=True):
+            collector.update(snapshots)
 
 
-def _is_absent(sight: GuestSight) -> bool:
+def _is_absent(snapshot: GuestSnapshot) -> bool:
     """Whether there is no such path at all."""
-    address = parse_address(sight.socket)
+    address = parse_address(snapshot.socket)
     return isinstance(address, str) and not os.path.lexists(address)
 
 
 async def _samples(
-    watch: GuestsWatch, interval: float, count: int | None, *, delayed: bool = False
-) -> AsyncIterator[Sights]:
+    watch: GuestPoller, interval: float, count: int | None, *, delayed: bool = False
+) -> AsyncIterator[Snapshots]:
     """Look every `interval` seconds, `count` times; the first time at once, or `delayed`."""
     due = time.monotonic() + (interval if delayed else 0.0)
     made = 0
     while count is None or made < count:
         await asyncio.sleep(max(due - time.monotonic(), 0.0))
-        yield await watch.look(_PATIENCE_SECONDS)
+        yield await watch.poll(_PATIENCE_SECONDS)
         made += 1
         due = max(due + interval, time.monotonic() + interval / 2)  # late ones are not made up for
 
 
-async def _measured(watch: GuestsWatch, sights: Sights) -> Sights:
+async def _measured(watch: GuestPoller, snapshots: Snapshots) -> Snapshots:
     """Wait until each guest has the dirty rate that was asked for, if it gets one."""
-    deadline = time.monotonic() + _FIRST_LOOK_SECONDS
+    deadline = time.monotonic() + _FIRST_POLL_SECONDS
     while time.monotonic() < deadline and any(
-        sight.seen is not None
-        and not sight.problem
-        and sight.seen.dirty_rate is not None
-        and sight.seen.dirty_rate.bytes_per_second is None
-        and sight.seen.dirty_rate.measuring
-        for sight in sights
+        snapshot.state is not None
+        and not snapshot.problem
+        and snapshot.state.dirty_rate is not None
+        and snapshot.state.dirty_rate.bytes_per_second is None
+        and snapshot.state.dirty_rate.measuring
+        for snapshot in snapshots
     ):
         await asyncio.sleep(_POLL_SECONDS)
-        sights = await watch.look(_FIRST_LOOK_SECONDS)
-    return sights
+        snapshots = await watch.poll(_FIRST_POLL_SECONDS)
+    return snapshots
 
 
-def _text_printer(console: Console) -> Callable[[Sights], None]:
-    def show(sights: Sights) -> None:
-        lines = _fitting(console, guests_lines(sights, console.width))
+def _text_printer(console: Console) -> Callable[[Snapshots], None]:
+    def show(snapshots: Snapshots) -> None:
+        lines = _fitting(console, guests_lines(snapshots, console.width))
         console.print(Text("\n").join(lines), soft_wrap=True)
 
     return show
 
 
-def _json_printer(interval: float, once: bool) -> Callable[[Sights], None]:
+def _json_printer(interval: float, once: bool) -> Callable[[Snapshots], None]:
     host = probe_host().as_dict()
 
-    def show(sights: Sights) -> None:
+    def show(snapshots: Snapshots) -> None:
         document = {
             "schema": {"name": "qemu-ring.top", "version": 1},
             "host": host,
             "time": time.time(),
             "interval_seconds": interval,
-            "guests": [sight.as_dict() for sight in sights],
+            "guests": [snapshot.as_dict() for snapshot in snapshots],
         }
         if once:
             print_json(document)
@@ -228,20 +228,20 @@ def _fitting(console: Console, lines: list[Text]) -> list[Text]:
 # On the screen
 
 
-async def _live(watch: GuestsWatch, console: Console, interval: float, count: int | None) -> None:
+async def _live(watch: GuestPoller, console: Console, interval: float, count: int | None) -> None:
     """Show one sample after the other in one place, until the last, or the key q."""
-    sights: Sights = ()
+    snapshots: Snapshots = ()
 
     def screen() -> Text:
         # The last line stays free: the cursor is there.
         height = console.height - 2
-        lines = cropped(guests_lines(sights, console.width, height), height)
-        head = head_line(len(sights), time.strftime("%X"), interval, console.width)
+        lines = cropped(guests_lines(snapshots, console.width, height), height)
+        head = head_line(len(snapshots), time.strftime("%X"), interval, console.width)
         return Text("\n").join(_fitting(console, [head, *lines]))
 
     async def refresh(display: Live) -> None:
-        nonlocal sights
-        async for sights in _samples(watch, interval, count):  # noqa: B007 - screen reads it
+        nonlocal snapshots
+        async for snapshots in _samples(watch, interval, count):  # noqa: B007 - screen reads it
             display.update(screen(), refresh=True)
 
     display = Live(

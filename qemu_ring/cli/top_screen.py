@@ -9,15 +9,15 @@ from typing import Final
 from rich.text import Text
 
 from qemu_ring.dirty import STALL_ADVICE, stall_message
-from qemu_ring.migration.observation import (
-    FlushSight,
-    GuestSight,
-    MigrationSight,
+from qemu_ring.observe.snapshot import (
+    FlushSnapshot,
+    GuestSnapshot,
+    GuestState,
+    MigrationSnapshot,
     Presence,
-    RingSight,
-    RingsSight,
-    Seen,
-    SlotsSight,
+    RingSnapshot,
+    RingsSnapshot,
+    SlotsSnapshot,
 )
 from qemu_ring.qmp import MigrationStatus
 
@@ -41,40 +41,42 @@ def head_line(guests: int, clock: str, interval: float, width: int) -> Text:
     )
 
 
-def guests_lines(sights: Sequence[GuestSight], width: int, height: int | None = None) -> list[Text]:
+def guests_lines(
+    snapshots: Sequence[GuestSnapshot], width: int, height: int | None = None
+) -> list[Text]:
     """All guests; rings are folded into a line for each guest if `height` is too little else."""
     for folded in (False, True):
         lines: list[Text] = []
-        for sight in sights:
-            lines += [Text("─" * width, _DIM), *guest_lines(sight, width, fold_rings=folded)]
+        for snapshot in snapshots:
+            lines += [Text("─" * width, _DIM), *guest_lines(snapshot, width, fold_rings=folded)]
         if height is None or len(lines) <= height:
             break
     return lines
 
 
-def guest_lines(sight: GuestSight, width: int, *, fold_rings: bool = False) -> list[Text]:
+def guest_lines(snapshot: GuestSnapshot, width: int, *, fold_rings: bool = False) -> list[Text]:
     """One guest."""
-    lines = [_title(sight, width)]
-    seen = sight.seen
-    if sight.problem:
-        lines += _fact("", [_printable(sight.problem)], width, style=_NOTICE)
-    if seen is None or sight.presence is Presence.GONE:
+    lines = [_title(snapshot, width)]
+    state = snapshot.state
+    if snapshot.problem:
+        lines += _fact("", [_printable(snapshot.problem)], width, style=_NOTICE)
+    if state is None or snapshot.presence is Presence.GONE:
         return lines
-    lines += _fact("tracking", [str(seen.tracking)], width)
-    if seen.stalled:
-        lines += _fact("", [stall_message(seen.stalled), STALL_ADVICE], width, style=_BAD)
-    if seen.flush is not None:
-        lines += _flush(seen.flush, width)
-    elif not seen.patched:
+    lines += _fact("tracking", [str(state.tracking)], width)
+    if state.stalled:
+        lines += _fact("", [stall_message(state.stalled), STALL_ADVICE], width, style=_BAD)
+    if state.flush is not None:
+        lines += _flush(state.flush, width)
+    elif not state.patched:
         note = "not patched: rings and slots are hidden; qemu-ring build"
         lines += _fact("", [note], width, style=_DIM)
-    if seen.slots:
-        lines += _fact("memslots", _slots(seen.slots), width)
-    lines += _fact("dirty rate", _dirty_rate(seen), width)
-    if seen.migration is not None:
-        lines += _migration(seen.migration, width)
-    if seen.rings is not None:
-        lines += _rings(seen.rings, sight.peak_reaped_per_second, width, fold=fold_rings)
+    if state.slots:
+        lines += _fact("memslots", _slots(state.slots), width)
+    lines += _fact("dirty rate", _dirty_rate(state), width)
+    if state.migration is not None:
+        lines += _migration(state.migration, width)
+    if state.rings is not None:
+        lines += _rings(state.rings, snapshot.peak_reaped_per_second, width, fold=fold_rings)
     return lines
 
 
@@ -93,28 +95,30 @@ def plain_ascii(lines: Iterable[Text]) -> list[Text]:
     ]
 
 
-def _title(sight: GuestSight, width: int) -> Text:
-    seen = sight.seen
-    since = _span(sight.seconds_since)
-    if sight.presence is Presence.GONE:
-        state = Text(f"gone for {since}" if seen else "not there", _BAD)
-    elif sight.presence is Presence.SILENT:
-        state = Text(f"no answer for {since}", _NOTICE)
+def _title(snapshot: GuestSnapshot, width: int) -> Text:
+    state = snapshot.state
+    since = _span(snapshot.seconds_since)
+    if snapshot.presence is Presence.GONE:
+        right = Text(f"gone for {since}" if state else "not there", _BAD)
+    elif snapshot.presence is Presence.SILENT:
+        right = Text(f"no answer for {since}", _NOTICE)
     else:
-        assert seen is not None
-        state = Text(_printable(seen.run_state), _GOOD if seen.running else _NOTICE)
-    left = Text(_printable(sight.socket), "bold")
-    if seen is not None:
-        if seen.name:
-            left = Text.assemble((_printable(seen.name), "bold"), f"  {_printable(sight.socket)}")
-        version = ".".join(map(str, seen.version))
-        state = Text.assemble(
-            f"QEMU {version}{', patched' if seen.patched else ''}  ", state, style=""
+        assert state is not None
+        right = Text(_printable(state.run_state), _GOOD if state.running else _NOTICE)
+    left = Text(_printable(snapshot.socket), "bold")
+    if state is not None:
+        if state.name:
+            left = Text.assemble(
+                (_printable(state.name), "bold"), f"  {_printable(snapshot.socket)}"
+            )
+        version = ".".join(map(str, state.version))
+        right = Text.assemble(
+            f"QEMU {version}{', patched' if state.patched else ''}  ", right, style=""
         )
-    return _ends(left, state, width)
+    return _ends(left, right, width)
 
 
-def _flush(flush: FlushSight, width: int) -> list[Text]:
+def _flush(flush: FlushSnapshot, width: int) -> list[Text]:
     policy = flush.effective.value
     if flush.policy is not flush.effective:
         policy += f" (by {flush.policy.value})"
@@ -141,7 +145,7 @@ def _flush(flush: FlushSight, width: int) -> list[Text]:
     return lines
 
 
-def _slots(slots: Sequence[SlotsSight]) -> list[str]:
+def _slots(slots: Sequence[SlotsSnapshot]) -> list[str]:
     items = []
     for one in slots:
         where = "" if one.address_space == 0 else f"address space {one.address_space}: "
@@ -155,10 +159,10 @@ def _slots(slots: Sequence[SlotsSight]) -> list[str]:
     return items
 
 
-def _dirty_rate(seen: Seen) -> list[str]:
-    rate = seen.dirty_rate
-    if seen.rate_refused:
-        return [f"refused: {_printable(seen.rate_refused)}"]
+def _dirty_rate(state: GuestState) -> list[str]:
+    rate = state.dirty_rate
+    if state.rate_refused:
+        return [f"refused: {_printable(state.rate_refused)}"]
     if rate is None:
         return ["not measured (--dirty-rate measures it)"]
     if rate.bytes_per_second is None:
@@ -169,7 +173,7 @@ def _dirty_rate(seen: Seen) -> list[str]:
     return items
 
 
-def _migration(migration: MigrationSight, width: int) -> list[Text]:
+def _migration(migration: MigrationSnapshot, width: int) -> list[Text]:
     status = migration.status
     items = [_printable(status)]
     if status.is_final:
@@ -206,7 +210,7 @@ def _migration(migration: MigrationSight, width: int) -> list[Text]:
     return lines + (_fact("", pace, width) if pace else [])
 
 
-def _rings(rings: RingsSight, peak: float, width: int, *, fold: bool) -> list[Text]:
+def _rings(rings: RingsSnapshot, peak: float, width: int, *, fold: bool) -> list[Text]:
     if not fold:
         return [_ring(ring, rings.size, peak, width) for ring in rings.vcpus]
     fullest = max(rings.vcpus, key=lambda ring: ring.fill)
@@ -223,7 +227,7 @@ def _rings(rings: RingsSight, peak: float, width: int, *, fold: bool) -> list[Te
     return _fact("rings", items, width)
 
 
-def _ring(ring: RingSight, size: int, peak: float, width: int) -> Text:
+def _ring(ring: RingSnapshot, size: int, peak: float, width: int) -> Text:
     fill = ring.fill / size
     colour = _GOOD if fill < 0.5 else _NOTICE if fill < 0.9 else _BAD
     rate = ring.reaped_per_second

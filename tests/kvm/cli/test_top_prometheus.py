@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from qemu_ring.qmp import commands
 from tests.kvm.cli.top_guests import COMMAND, run, running
-from tests.unit.migration.test_metrics import lint, value
+from tests.unit.observe.test_metrics import lint, value
 
 pytestmark = [pytest.mark.kvm, pytest.mark.ring]
 

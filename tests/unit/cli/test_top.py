@@ -19,18 +19,18 @@ from qemu_ring.cli.top_screen import cropped, guest_lines, guests_lines, head_li
 from qemu_ring.dirty import RunningTracking, TrackingMode
 from qemu_ring.errors import UsageError
 from qemu_ring.memslot import DirtyRings, FlushInfo, FlushPolicy
-from qemu_ring.migration.observation import (
-    DirtyRateSight,
-    FlushSight,
-    GuestSight,
-    MigrationSight,
+from qemu_ring.observe.poll import GuestPoller
+from qemu_ring.observe.snapshot import (
+    DirtyRateSnapshot,
+    FlushSnapshot,
+    GuestSnapshot,
+    GuestState,
+    MigrationSnapshot,
     Presence,
-    RingSight,
-    RingsSight,
-    Seen,
-    SlotsSight,
+    RingSnapshot,
+    RingsSnapshot,
+    SlotsSnapshot,
 )
-from qemu_ring.migration.observe import GuestsWatch
 from qemu_ring.qmp import MigrationStatus
 from tests.unit.dirty.conftest import Refusal, schema
 from tests.unit.qmp.conftest import FakeQemu, Peer, nothing_left, qemu
@@ -39,7 +39,7 @@ __all__ = ["nothing_left", "qemu"]
 
 MIB = 1 << 20
 
-FLUSH = FlushSight(
+FLUSH = FlushSnapshot(
     policy=FlushPolicy.AUTO,
     effective=FlushPolicy.QUIESCE,
     removals=34_567,
@@ -53,15 +53,15 @@ FLUSH = FlushSight(
     pages_late_per_second=0.0,
     held_share=0.0123,
 )
-RINGS = RingsSight(
+RINGS = RingsSnapshot(
     4096,
     with_bitmap=False,
     vcpus=(
-        RingSight(0, 1024, 9_000_000, 0, 100_000.0, 0.0),
-        RingSight(1, 4000, 123_456, 1234, 50_000.0, 7.0),
+        RingSnapshot(0, 1024, 9_000_000, 0, 100_000.0, 0.0),
+        RingSnapshot(1, 4000, 123_456, 1234, 50_000.0, 7.0),
     ),
 )
-MIGRATION = MigrationSight(
+MIGRATION = MigrationSnapshot(
     status=MigrationStatus.ACTIVE,
     iteration=5,
     transferred=100 * MIB,
@@ -75,7 +75,7 @@ MIGRATION = MigrationSight(
     downtime=None,
     error=None,
 )
-SEEN = Seen(
+SEEN = GuestState(
     name="web",
     version=(10, 0, 13),
     package="Debian 1:10.0.13",
@@ -85,12 +85,12 @@ SEEN = Seen(
     tracking=RunningTracking("kvm", TrackingMode.RING, 4096),
     flush=FLUSH,
     rings=RINGS,
-    slots=(SlotsSight(0, 13, 80 * MIB, 5, 64 * MIB),),
-    dirty_rate=DirtyRateSight(12 * MIB, "page-sampling", 1.0, 3.2, measuring=False),
+    slots=(SlotsSnapshot(0, 13, 80 * MIB, 5, 64 * MIB),),
+    dirty_rate=DirtyRateSnapshot(12 * MIB, "page-sampling", 1.0, 3.2, measuring=False),
     rate_refused="",
     migration=MIGRATION,
 )
-GUEST = GuestSight("/run/web.qmp", Presence.SEEN, SEEN, 0.1, "", 100_000.0)
+GUEST = GuestSnapshot("/run/web.qmp", Presence.SEEN, SEEN, 0.1, "", 100_000.0)
 UNPATCHED = replace(
     SEEN,
     name="",
@@ -104,12 +104,12 @@ UNPATCHED = replace(
 )
 
 
-def shown(guest: GuestSight, width: int = 80, *, fold_rings: bool = False) -> list[str]:
+def shown(guest: GuestSnapshot, width: int = 80, *, fold_rings: bool = False) -> list[str]:
     return [line.plain for line in guest_lines(guest, width, fold_rings=fold_rings)]
 
 
-def with_seen(**changes: Any) -> GuestSight:
-    return replace(GUEST, seen=replace(SEEN, **changes))
+def with_seen(**changes: Any) -> GuestSnapshot:
+    return replace(GUEST, state=replace(SEEN, **changes))
 
 
 def test_everything_at_80_columns() -> None:
@@ -129,7 +129,7 @@ def test_everything_at_80_columns() -> None:
 
 
 def test_unpatched_says_once_what_is_hidden() -> None:
-    assert shown(replace(GUEST, seen=UNPATCHED)) == [
+    assert shown(replace(GUEST, state=UNPATCHED)) == [
         "/run/web.qmp                                                QEMU 7.2.22  running",
         "  tracking   ring:4096",
         "             not patched: rings and slots are hidden; qemu-ring build",
@@ -146,8 +146,8 @@ def test_patched_by_bitmap_or_without_kvm_hides_nothing() -> None:
 
 def test_first_look_has_no_rates_yet() -> None:
     flush = replace(FLUSH, removals_per_second=None, held_share=None)
-    ring = RingSight(0, 0, 7, 0, None, None)
-    rings = RingsSight(4096, with_bitmap=False, vcpus=(ring,))
+    ring = RingSnapshot(0, 0, 7, 0, None, None)
+    rings = RingsSnapshot(4096, with_bitmap=False, vcpus=(ring,))
     text = "\n".join(shown(with_seen(flush=flush, rings=rings)))
     assert "- removals/s (34,567 in all)" in text
     assert "vCPUs held - of time" in text
@@ -162,7 +162,7 @@ def test_gone_and_not_there() -> None:
         "web  /run/web.qmp                         QEMU 10.0.13, patched  gone for 75.4 s",
         "             nobody  [2Jlistens",
     ]
-    assert shown(replace(gone, seen=None, problem="no such file")) == [
+    assert shown(replace(gone, state=None, problem="no such file")) == [
         "/run/web.qmp                                                           not there",
         "             no such file",
     ]
@@ -195,24 +195,24 @@ def test_migration(change: dict[str, Any], words: str) -> None:
     ("rate", "words"),
     [
         (
-            DirtyRateSight(None, "dirty-ring", 9.0, None, measuring=True),
+            DirtyRateSnapshot(None, "dirty-ring", 9.0, None, measuring=True),
             "being measured by dirty-ring",
         ),
         (
-            DirtyRateSight(None, "page-sampling", 1.0, None, measuring=False),
+            DirtyRateSnapshot(None, "page-sampling", 1.0, None, measuring=False),
             "found no memory to sample",
         ),
         (
-            DirtyRateSight(0, "page-sampling", 0.8, None, measuring=True),
+            DirtyRateSnapshot(0, "page-sampling", 0.8, None, measuring=True),
             "0 B/s by page-sampling for 800 ms",
         ),
         (
-            DirtyRateSight(MIB, "dirty-bitmap", 1.0, 4000.0, measuring=False),
+            DirtyRateSnapshot(MIB, "dirty-bitmap", 1.0, 4000.0, measuring=False),
             "1 MiB/s by dirty-bitmap for 1 s, 1 h 6 min",
         ),
     ],
 )
-def test_dirty_rate(rate: DirtyRateSight, words: str) -> None:
+def test_dirty_rate(rate: DirtyRateSnapshot, words: str) -> None:
     assert words in "\n".join(shown(with_seen(dirty_rate=rate)))
 
 
@@ -226,21 +226,21 @@ LONG = "x" * 300
 HOSTILE = with_seen(
     name=f"{LONG}\r\n\x1b[H",
     run_state="guest-panicked",
-    slots=tuple(SlotsSight(space, 509, 1 << 62, 400, 1 << 61) for space in (0, 1)),
+    slots=tuple(SlotsSnapshot(space, 509, 1 << 62, 400, 1 << 61) for space in (0, 1)),
     migration=replace(MIGRATION, status=MigrationStatus.FAILED, error=f"{LONG} 漢字" * 3),
     rate_refused=f"{LONG}\a",
     flush=replace(FLUSH, writes_trapped=10**15, entries_dropped=10**15, removals=10**15),
-    rings=RingsSight(
+    rings=RingsSnapshot(
         65536,
         with_bitmap=True,
-        vcpus=tuple(RingSight(n, 65536, 10**15, 10**12, 1e9, 1e6) for n in range(64)),
+        vcpus=tuple(RingSnapshot(n, 65536, 10**15, 10**12, 1e9, 1e6) for n in range(64)),
     ),
 )
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 132])
 @pytest.mark.parametrize("guest", [GUEST, HOSTILE, replace(HOSTILE, socket="漢" * 200)])
-def test_no_line_is_too_wide(guest: GuestSight, width: int) -> None:
+def test_no_line_is_too_wide(guest: GuestSnapshot, width: int) -> None:
     for fold in (False, True):
         for line in guest_lines(guest, width, fold_rings=fold):
             assert line.cell_len <= width
@@ -282,7 +282,7 @@ def test_json_document_of_a_guest() -> None:
     assert plain["flush"]["effective"] == "quiesce"
     assert plain["rings"]["vcpus"][1]["reaped_per_second"] == 50_000.0
     assert plain["migration"]["status"] == "active"
-    gone = replace(GUEST, presence=Presence.GONE, seen=None, problem="no such file").as_dict()
+    gone = replace(GUEST, presence=Presence.GONE, state=None, problem="no such file").as_dict()
     assert set(gone) == {"socket", "presence", "seconds_since", "problem"}
 
 
@@ -294,7 +294,7 @@ def test_rates_are_those_between_two_answers() -> None:
         ]
         return DirtyRings.model_validate({"size": 1024, "with-bitmap": False, "rings": listed})
 
-    first, plugged = RingsSight.of(rings((0, 600, 3), (1, 50, 0)), rings((0, 100, 1)), 2.0).vcpus
+    first, plugged = RingsSnapshot.of(rings((0, 600, 3), (1, 50, 0)), rings((0, 100, 1)), 2.0).vcpus
     assert (first.reaped_per_second, first.full_per_second) == (250.0, 1.0)
     assert (plugged.reaped_per_second, plugged.full_per_second) == (None, None)
 
@@ -315,9 +315,9 @@ def test_rates_are_those_between_two_answers() -> None:
             {"policy": "auto", "effective": "quiesce", "entries-dropped": 0, "stats": stats}
         )
 
-    sight = FlushSight.of(flush(110, 3_000_000_000), flush(100, 1_000_000_000), 4.0)
-    assert (sight.removals_per_second, sight.pages_late_per_second) == (2.5, 5.0)
-    assert (sight.held_share, sight.hold_seconds) == (0.5, 3.0)
+    snapshot = FlushSnapshot.of(flush(110, 3_000_000_000), flush(100, 1_000_000_000), 4.0)
+    assert (snapshot.removals_per_second, snapshot.pages_late_per_second) == (2.5, 5.0)
+    assert (snapshot.held_share, snapshot.hold_seconds) == (0.5, 3.0)
 
 
 # QEMU's side, where a real one cannot be made to say it
@@ -338,9 +338,9 @@ OURS = {**RATE, "status": "measured", "mode": "page-sampling", "dirty-rate": 5}
 MEASURING = {**RATE, "status": "measuring", "mode": "page-sampling"}
 
 
-async def looks(
+async def samples(
     qemu: FakeQemu, rates: list[dict[str, Any]], begun: object, *, measure: bool = True
-) -> AsyncIterator[Seen]:
+) -> AsyncIterator[GuestState]:
     """Looks at a QEMU that gives these answers to query-dirty-rate in turn."""
     answers = {**ANSWERS, "calc-dirty-rate": begun}
 
@@ -358,17 +358,17 @@ async def looks(
             await peer.send({key: body, "id": request["id"]})
 
     path = await qemu.unix(script)
-    async with GuestsWatch({"guest": path}, measure_seconds=0.5 if measure else None) as watch:
+    async with GuestPoller({"guest": path}, measure_seconds=0.5 if measure else None) as watch:
         while rates:
-            (sight,) = await watch.look(5)
-            assert sight.problem == ""
-            assert sight.seen is not None
-            yield sight.seen
+            (snapshot,) = await watch.poll(5)
+            assert snapshot.problem == ""
+            assert snapshot.state is not None
+            yield snapshot.state
 
 
 async def test_what_others_measured_is_not_taken_for_ours(qemu: FakeQemu) -> None:
     rates = [OTHERS, MEASURING, MEASURING, OURS, MEASURING, MEASURING]
-    told = [seen.dirty_rate async for seen in looks(qemu, rates, {})]
+    told = [state.dirty_rate async for state in samples(qemu, rates, {})]
     assert [one and (one.bytes_per_second, one.mode, one.measuring) for one in told] == [
         (None, "page-sampling", True),
         (None, "page-sampling", True),
@@ -380,17 +380,17 @@ async def test_what_others_measured_is_not_taken_for_ours(qemu: FakeQemu) -> Non
 async def test_without_the_option_nothing_is_measured(qemu: FakeQemu) -> None:
     refused = Refusal("nobody shall ask")
     rates = [UNSTARTED, OTHERS]
-    seen = [one async for one in looks(qemu, rates, refused, measure=False)]
-    assert seen[0].dirty_rate is None
-    assert seen[1].dirty_rate is not None
-    assert seen[1].dirty_rate.bytes_per_second == 99 * MIB
-    assert [one.rate_refused for one in seen] == ["", ""]
+    states = [one async for one in samples(qemu, rates, refused, measure=False)]
+    assert states[0].dirty_rate is None
+    assert states[1].dirty_rate is not None
+    assert states[1].dirty_rate.bytes_per_second == 99 * MIB
+    assert [one.rate_refused for one in states] == ["", ""]
 
 
 async def test_refused_measurement_is_told(qemu: FakeQemu) -> None:
-    seen = [one async for one in looks(qemu, [UNSTARTED], Refusal("not now"))]
-    assert seen[0].rate_refused == "not now"
-    assert seen[0].dirty_rate is None
+    states = [one async for one in samples(qemu, [UNSTARTED], Refusal("not now"))]
+    assert states[0].rate_refused == "not now"
+    assert states[0].dirty_rate is None
 
 
 async def test_answer_that_does_not_fit_is_a_problem_of_that_guest(qemu: FakeQemu) -> None:
@@ -400,11 +400,11 @@ async def test_answer_that_does_not_fit_is_a_problem_of_that_guest(qemu: FakeQem
         await peer.gone()
 
     path = await qemu.unix(script)
-    async with GuestsWatch({"guest": path, "other": path.parent / "none"}) as watch:
+    async with GuestPoller({"guest": path, "other": path.parent / "none"}) as watch:
         # An empty schema: no QEMU has that, so the next command, query-name, is left unanswered.
-        first, second = await watch.look(0.5)
+        first, second = await watch.poll(0.5)
         assert (first.presence, first.problem) == (Presence.SILENT, "it has not answered yet")
-        assert (second.presence, second.seen) == (Presence.GONE, None)
+        assert (second.presence, second.state) == (Presence.GONE, None)
 
 
 # Options

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from qemu_ring.cli.prometheus import metrics_server, parse_listen_address
 from qemu_ring.errors import UsageError
-from qemu_ring.migration.metrics import GuestsCollector
-from qemu_ring.migration.observation import GuestSight, Presence
+from qemu_ring.observe.metrics import GuestsCollector
+from qemu_ring.observe.snapshot import GuestSnapshot, Presence
 from qemu_ring.qmp import MigrationStatus
 from tests.unit.cli.test_top import GUEST, MIGRATION, SEEN, UNPATCHED
 
@@ -25,15 +25,15 @@ MIB = 1 << 20
 ODD_UNITS = r"ms|milli\w*|minutes?|hours?|[kmgt]i?b|(kilo|mega|giga|[kmg][ie]bi)\w*|percent\w*|s|b"
 
 
-def exposed(*sights: GuestSight) -> str:
+def exposed(*snapshots: GuestSnapshot) -> str:
     collector, registry = GuestsCollector(), CollectorRegistry()
     registry.register(collector)
-    collector.update(sights)
+    collector.update(snapshots)
     return generate_latest(registry).decode()
 
 
-def families(*sights: GuestSight) -> dict[str, Metric]:
-    return {one.name: one for one in text_string_to_metric_families(exposed(*sights))}
+def families(*snapshots: GuestSnapshot) -> dict[str, Metric]:
+    return {one.name: one for one in text_string_to_metric_families(exposed(*snapshots))}
 
 
 def value(found: dict[str, Metric], name: str, **labels: str) -> float:
@@ -80,7 +80,7 @@ COMPLETED = replace(
 
 
 def test_names_are_as_the_field_has_them() -> None:
-    found = list(text_string_to_metric_families(exposed(GUEST, replace(GUEST, seen=COMPLETED))))
+    found = list(text_string_to_metric_families(exposed(GUEST, replace(GUEST, state=COMPLETED))))
     assert len(found) > 30
     assert lint(found) == []
 
@@ -116,14 +116,14 @@ def test_values() -> None:
     assert value(found, "qemu_ring_migration_throttle_ratio") == 0.2
     assert value(found, "qemu_ring_migration_expected_downtime_seconds") == 12
     assert "qemu_ring_migration_last_downtime_seconds" not in found
-    ended = families(replace(GUEST, seen=COMPLETED))
+    ended = families(replace(GUEST, state=COMPLETED))
     assert value(ended, "qemu_ring_migration_last_downtime_seconds") == 0.012
 
 
 def test_guest_that_hides_and_one_that_is_gone() -> None:
-    hidden = GuestSight("/run/a.qmp", Presence.SEEN, UNPATCHED, 0.1, "", 0.0)
+    hidden = GuestSnapshot("/run/a.qmp", Presence.SEEN, UNPATCHED, 0.1, "", 0.0)
     gone = replace(GUEST, presence=Presence.GONE, problem="gone")
-    never = GuestSight("/run/b.qmp", Presence.SILENT, None, 1.0, "silent", 0.0)
+    never = GuestSnapshot("/run/b.qmp", Presence.SILENT, None, 1.0, "silent", 0.0)
     found = families(hidden, gone, never)
     assert value(found, "qemu_ring_guest_up", guest="/run/a.qmp") == 1
     assert value(found, "qemu_ring_guest_up", guest="web") == 0
@@ -139,7 +139,7 @@ def test_state_that_is_not_known_here_and_names_that_are_no_utf8() -> None:
     strange = replace(
         GUEST,
         socket="/run/\udce9\n.qmp",
-        seen=replace(SEEN, migration=replace(MIGRATION, status=MigrationStatus("x-new"))),
+        state=replace(SEEN, migration=replace(MIGRATION, status=MigrationStatus("x-new"))),
     )
     found = families(strange)
     assert value(found, "qemu_ring_migration_status", status="x-new") == 1
@@ -177,5 +177,5 @@ async def test_port_that_is_taken() -> None:
 def test_documented_names_are_those_that_there_are() -> None:
     text = (Path(__file__).resolve().parents[3] / "docs/top.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`(qemu_ring_\w+)`", text))
-    found = families(replace(GUEST, seen=COMPLETED)).values()
+    found = families(replace(GUEST, state=COMPLETED)).values()
     assert documented == {sample.name for one in found for sample in one.samples}

@@ -12,15 +12,15 @@ from qemu_ring.qmp import MigrationInfo, MigrationStatus
 from qemu_ring.qmp.dirty import DirtyRateInfo
 
 __all__ = [
-    "DirtyRateSight",
-    "FlushSight",
-    "GuestSight",
-    "MigrationSight",
+    "DirtyRateSnapshot",
+    "FlushSnapshot",
+    "GuestSnapshot",
+    "GuestState",
+    "MigrationSnapshot",
     "Presence",
-    "RingSight",
-    "RingsSight",
-    "Seen",
-    "SlotsSight",
+    "RingSnapshot",
+    "RingsSnapshot",
+    "SlotsSnapshot",
 ]
 
 _NS = 1e9
@@ -28,7 +28,7 @@ _MIB = 1 << 20
 
 
 class Presence(Enum):
-    """Whether a guest can be seen."""
+    """Whether a guest can be state."""
 
     SEEN = "seen"
     """Its QEMU answers."""
@@ -39,7 +39,7 @@ class Presence(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class RingSight:
+class RingSnapshot:
     """One vCPU's dirty ring.
 
     Args:
@@ -47,7 +47,7 @@ class RingSight:
         fill: entries that wait to be reaped.
         reaped: entries reaped since QEMU's start.
         full: exits because it was full, since QEMU's start.
-        reaped_per_second: since the last look; None at the first.
+        reaped_per_second: since the last poll; None at the first.
         full_per_second: likewise.
         overruns: how often KVM has pushed entries over ones that were not reaped.
     """
@@ -62,7 +62,7 @@ class RingSight:
 
 
 @dataclass(frozen=True, slots=True)
-class RingsSight:
+class RingsSnapshot:
     """All rings of a guest.
 
     Args:
@@ -73,17 +73,17 @@ class RingsSight:
 
     size: int
     with_bitmap: bool
-    vcpus: tuple[RingSight, ...]
+    vcpus: tuple[RingSnapshot, ...]
 
     @classmethod
-    def of(cls, now: DirtyRings, before: DirtyRings | None, seconds: float) -> RingsSight:
+    def of(cls, now: DirtyRings, before: DirtyRings | None, seconds: float) -> RingsSnapshot:
         """Compare two answers, so many seconds apart."""
         old = {} if before is None else {ring.cpu_index: ring for ring in before.rings}
         vcpus = []
         for ring in now.rings:
             then = old.get(ring.cpu_index)
             vcpus.append(
-                RingSight(
+                RingSnapshot(
                     ring.cpu_index,
                     ring.fill,
                     ring.reaped,
@@ -97,7 +97,7 @@ class RingsSight:
 
 
 @dataclass(frozen=True, slots=True)
-class FlushSight:
+class FlushSnapshot:
     """The flush policy, and what the one in force has done since QEMU's start.
 
     Args:
@@ -110,9 +110,9 @@ class FlushSight:
         holds: how often the vCPUs were held.
         hold_seconds: how long in all.
         hold_seconds_max: the longest time.
-        removals_per_second: since the last look; None at the first.
+        removals_per_second: since the last poll; None at the first.
         pages_late_per_second: likewise.
-        held_share: of the time since the last look, 0 to 1; likewise.
+        held_share: of the time since the last poll, 0 to 1; likewise.
     """
 
     policy: FlushPolicy
@@ -129,7 +129,7 @@ class FlushSight:
     held_share: float | None
 
     @classmethod
-    def of(cls, now: FlushInfo, before: FlushInfo | None, seconds: float) -> FlushSight:
+    def of(cls, now: FlushInfo, before: FlushInfo | None, seconds: float) -> FlushSnapshot:
         """Compare two answers, so many seconds apart."""
         this = now.of(now.effective)
         then = None if before is None else before.of(now.effective)
@@ -150,7 +150,7 @@ class FlushSight:
 
 
 @dataclass(frozen=True, slots=True)
-class SlotsSight:
+class SlotsSnapshot:
     """The memslots of one address space.
 
     Args:
@@ -168,7 +168,7 @@ class SlotsSight:
     logging_size: int
 
     @classmethod
-    def of(cls, slots: list[Memslot]) -> tuple[SlotsSight, ...]:
+    def of(cls, slots: list[Memslot]) -> tuple[SlotsSnapshot, ...]:
         """Add up, by address space."""
         found = []
         for space in sorted({slot.as_id for slot in slots}):
@@ -179,7 +179,7 @@ class SlotsSight:
 
 
 @dataclass(frozen=True, slots=True)
-class DirtyRateSight:
+class DirtyRateSnapshot:
     """The dirty rate last measured, by whomever.
 
     Args:
@@ -198,7 +198,9 @@ class DirtyRateSight:
     measuring: bool
 
     @classmethod
-    def of(cls, info: DirtyRateInfo, ended_ago: float | None, *, measuring: bool) -> DirtyRateSight:
+    def of(
+        cls, info: DirtyRateInfo, ended_ago: float | None, *, measuring: bool
+    ) -> DirtyRateSnapshot:
         """Put an answer into bytes and seconds; one of a measurement that began has no rate."""
         rate = info.dirty_rate if info.status == "measured" else None
         return cls(
@@ -211,7 +213,7 @@ class DirtyRateSight:
 
 
 @dataclass(frozen=True, slots=True)
-class MigrationSight:
+class MigrationSnapshot:
     """A migration, under way or over. None where QEMU does not tell.
 
     Args:
@@ -243,7 +245,7 @@ class MigrationSight:
     error: str | None
 
     @classmethod
-    def of(cls, info: MigrationInfo) -> MigrationSight | None:
+    def of(cls, info: MigrationInfo) -> MigrationSnapshot | None:
         """Put an answer into bytes and seconds; None if there was no migration."""
         if info.status is None or info.status is MigrationStatus.NONE:
             return None
@@ -265,8 +267,8 @@ class MigrationSight:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a QEMU answered at one look.
+class GuestState:
+    """What a QEMU answered at one poll.
 
     Args:
         name: that the guest was started with (`-name`); empty if none.
@@ -282,7 +284,7 @@ class Seen:
         dirty_rate: None if it was never measured.
         rate_refused: why QEMU did not measure the dirty rate when asked to; empty if it did.
         migration: None if there was none.
-        stalled: numbers of vCPUs that KVM has not let run since the look before, as
+        stalled: numbers of vCPUs that KVM has not let run since the poll before, as
             `StallWatch` finds them.
     """
 
@@ -293,12 +295,12 @@ class Seen:
     run_state: str
     running: bool
     tracking: RunningTracking
-    flush: FlushSight | None
-    rings: RingsSight | None
-    slots: tuple[SlotsSight, ...]
-    dirty_rate: DirtyRateSight | None
+    flush: FlushSnapshot | None
+    rings: RingsSnapshot | None
+    slots: tuple[SlotsSnapshot, ...]
+    dirty_rate: DirtyRateSnapshot | None
     rate_refused: str
-    migration: MigrationSight | None
+    migration: MigrationSnapshot | None
     stalled: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
@@ -320,21 +322,21 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class GuestSight:
+class GuestSnapshot:
     """What is known of one guest.
 
     Args:
         socket: its monitor, as it was named.
         presence: whether it can be seen now.
-        seen: its QEMU's last answer; None if there never was one.
-        seconds_since: that answer, or since the first look if there was none.
+        state: its QEMU's last answer; None if there never was one.
+        seconds_since: that answer, or since the first poll if there was none.
         problem: why it cannot be seen now; empty if it can.
         peak_reaped_per_second: the highest rate of any of its rings so far.
     """
 
     socket: str
     presence: Presence
-    seen: Seen | None
+    state: GuestState | None
     seconds_since: float
     problem: str
     peak_reaped_per_second: float
@@ -347,7 +349,7 @@ class GuestSight:
             "seconds_since": self.seconds_since,
             "problem": self.problem,
         }
-        return head if self.seen is None else head | self.seen.as_dict()
+        return head if self.state is None else head | self.state.as_dict()
 
 
 def _from_ms(value: int | None) -> float | None:

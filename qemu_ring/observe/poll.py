@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from qemu_ring._compat import TaskGroup
 from qemu_ring.dirty import RunningTracking, StallWatch, TrackingMode, query_tracking
 from qemu_ring.memslot import DirtyRings, FlushInfo, query_flush, query_memslots, query_rings
-from qemu_ring.migration.observation import (
-    DirtyRateSight,
-    FlushSight,
-    GuestSight,
-    MigrationSight,
+from qemu_ring.observe.snapshot import (
+    DirtyRateSnapshot,
+    FlushSnapshot,
+    GuestSnapshot,
+    GuestState,
+    MigrationSnapshot,
     Presence,
-    RingsSight,
-    Seen,
-    SlotsSight,
+    RingsSnapshot,
+    SlotsSnapshot,
 )
 from qemu_ring.qmp import (
     Address,
@@ -43,7 +43,7 @@ from qemu_ring.qmp.dirty import DirtyRateInfo, TimeUnit, calc_dirty_rate
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["GuestsWatch"]
+__all__ = ["GuestPoller"]
 
 T = TypeVar("T")
 
@@ -54,11 +54,11 @@ _LONGEST_MEASUREMENT: Final = 60
 """That QEMU takes, in seconds."""
 
 
-class GuestsWatch:
-    """Several guests that are looked at together; an async context manager.
+class GuestPoller:
+    """Several guests that are polled together; an async context manager.
 
     A guest that goes away is found again when it is back at its address. QEMU serves one
-    client per monitor, and this holds each guest's from the first look to the context's end.
+    client per monitor, and this holds each guest's from the first poll to the context's end.
 
     Args:
         addresses: of the guests' monitors, by the names that messages call them.
@@ -70,7 +70,7 @@ class GuestsWatch:
         self, addresses: Mapping[str, Address], *, measure_seconds: float | None = None
     ) -> None:
         self._guests = [_Guest(name, at, measure_seconds) for name, at in addresses.items()]
-        self._looks: dict[_Guest, asyncio.Task[None]] = {}
+        self._polls: dict[_Guest, asyncio.Task[None]] = {}
         self._stack = AsyncExitStack()
         self._group: TaskGroup
 
@@ -78,7 +78,7 @@ class GuestsWatch:
         for guest in self._guests:
             self._stack.push_async_callback(guest.close)
         self._group = await self._stack.enter_async_context(TaskGroup())
-        self._stack.callback(self._cancel_looks)
+        self._stack.callback(self._cancel_polls)
         return self
 
     async def __aexit__(
@@ -89,22 +89,24 @@ class GuestsWatch:
     ) -> bool | None:
         return await self._stack.__aexit__(kind, error, traceback)
 
-    async def look(self, patience: float) -> tuple[GuestSight, ...]:
-        """Look at all guests; waits at most `patience` seconds for those that do not answer.
+    async def poll(self, patience: float) -> tuple[GuestSnapshot, ...]:
+        """Poll all guests; waits at most `patience` seconds for those that do not answer.
 
         What cannot be seen is told in the result, and no error.
         """
         begun = []
         for guest in self._guests:
-            if guest not in self._looks or self._looks[guest].done():
-                begun.append(self._group.create_task(guest.look()))
-                self._looks[guest] = begun[-1]
-        if begun:  # and one that keeps its answer since an earlier look is not waited for
+            if guest not in self._polls or self._polls[guest].done():
+                begun.append(self._group.create_task(guest.poll()))
+                self._polls[guest] = begun[-1]
+        if begun:  # and one that keeps its answer since an earlier poll is not waited for
             await asyncio.wait(begun, timeout=patience)
-        return tuple(guest.sight(pending=not self._looks[guest].done()) for guest in self._guests)
+        return tuple(
+            guest.snapshot(pending=not self._polls[guest].done()) for guest in self._guests
+        )
 
-    def _cancel_looks(self) -> None:
-        for task in self._looks.values():
+    def _cancel_polls(self) -> None:
+        for task in self._polls.values():
             task.cancel()
 
 
@@ -147,7 +149,7 @@ class _Guest:
         self._monitor: Monitor | None = None
         self._presence = Presence.SILENT
         self._problem = "it has not answered yet"
-        self._seen: Seen | None = None
+        self._seen: GuestState | None = None
         self._seen_at = time.monotonic()
         self._peak = 0.0
         self._forget()
@@ -168,21 +170,21 @@ class _Guest:
             await self._monitor.close()
             self._monitor = None
 
-    def sight(self, *, pending: bool) -> GuestSight:
-        """Tell what is known; `pending` if a look still waits for an answer."""
+    def snapshot(self, *, pending: bool) -> GuestSnapshot:
+        """Tell what is known; `pending` if a poll still waits for an answer."""
         presence, problem = self._presence, self._problem
         if pending and presence is Presence.SEEN:
             presence, problem = Presence.SILENT, "it does not answer"
-        return GuestSight(
+        return GuestSnapshot(
             socket=self._name,
             presence=presence,
-            seen=self._seen,
+            state=self._seen,
             seconds_since=time.monotonic() - self._seen_at,
             problem=problem,
             peak_reaped_per_second=self._peak,
         )
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Ask QEMU, after connecting to it where that is needed."""
         try:
             try:
@@ -199,7 +201,7 @@ class _Guest:
             self._presence, self._problem = Presence.SEEN, ""
             self._seen_at = time.monotonic()
 
-    async def _see(self) -> Seen:
+    async def _see(self) -> GuestState:
         monitor = await self._connected()
         if self._about is None:
             self._about = await _about(monitor)
@@ -207,7 +209,7 @@ class _Guest:
         status = await commands.query_status(monitor)
         has_kvm = about.tracking.mode is not TrackingMode.SOFTWARE
         told = about.patched and has_kvm
-        return Seen(
+        return GuestState(
             name=about.name,
             version=monitor.version,
             package=monitor.package,
@@ -217,10 +219,10 @@ class _Guest:
             tracking=about.tracking,
             flush=await self._see_flush(monitor) if told else None,
             rings=await self._see_rings(monitor) if told else None,
-            slots=SlotsSight.of(await query_memslots(monitor)) if told else (),
+            slots=SlotsSnapshot.of(await query_memslots(monitor)) if told else (),
             dirty_rate=await self._see_rate(monitor),
             rate_refused=self._rate_refused,
-            migration=MigrationSight.of(await commands.query_migrate(monitor)),
+            migration=MigrationSnapshot.of(await commands.query_migrate(monitor)),
             stalled=await self._stalls.poll(monitor),
         )
 
@@ -233,25 +235,25 @@ class _Guest:
             )
         return self._monitor
 
-    async def _see_flush(self, monitor: Monitor) -> FlushSight:
+    async def _see_flush(self, monitor: Monitor) -> FlushSnapshot:
         now = _Timed(await query_flush(monitor), time.monotonic())
         before, self._flush = self._flush, now
         if before is None:
-            return FlushSight.of(now.value, None, 0.0)
-        return FlushSight.of(now.value, before.value, now.at - before.at)
+            return FlushSnapshot.of(now.value, None, 0.0)
+        return FlushSnapshot.of(now.value, before.value, now.at - before.at)
 
-    async def _see_rings(self, monitor: Monitor) -> RingsSight | None:
+    async def _see_rings(self, monitor: Monitor) -> RingsSnapshot | None:
         now = _Timed(await query_rings(monitor), time.monotonic())
         if not now.value.size:
             return None
         before, self._rings = self._rings, now
         if before is None:
-            return RingsSight.of(now.value, None, 0.0)
-        sight = RingsSight.of(now.value, before.value, now.at - before.at)
-        self._peak = max([self._peak, *(ring.reaped_per_second or 0.0 for ring in sight.vcpus)])
-        return sight
+            return RingsSnapshot.of(now.value, None, 0.0)
+        snapshot = RingsSnapshot.of(now.value, before.value, now.at - before.at)
+        self._peak = max([self._peak, *(ring.reaped_per_second or 0.0 for ring in snapshot.vcpus)])
+        return snapshot
 
-    async def _see_rate(self, monitor: Monitor) -> DirtyRateSight | None:
+    async def _see_rate(self, monitor: Monitor) -> DirtyRateSnapshot | None:
         """Tell the last dirty rate, and have it measured again if that was asked for."""
         schema = await monitor.schema()
         if not schema.has_command("query-dirty-rate"):
@@ -278,14 +280,14 @@ class _Guest:
             return self._dated(self._rate, measuring=measuring)
         if not measuring:
             return None
-        return DirtyRateSight.of(info, None, measuring=True)
+        return DirtyRateSnapshot.of(info, None, measuring=True)
 
-    def _dated(self, info: _RateInfo, *, measuring: bool) -> DirtyRateSight:
-        sight = DirtyRateSight.of(info, None, measuring=measuring)
+    def _dated(self, info: _RateInfo, *, measuring: bool) -> DirtyRateSnapshot:
+        snapshot = DirtyRateSnapshot.of(info, None, measuring=measuring)
         if not isinstance(self._address, str | Path):
-            return sight  # by TCP, QEMU may run on a host whose clock is another
-        ago = time.monotonic() - info.start_time - sight.seconds
-        return DirtyRateSight.of(info, ago, measuring=measuring)
+            return snapshot  # by TCP, QEMU may run on a host whose clock is another
+        ago = time.monotonic() - info.start_time - snapshot.seconds
+        return DirtyRateSnapshot.of(info, ago, measuring=measuring)
 
 
 async def _rate_info(monitor: Monitor, unit: TimeUnit | None) -> _RateInfo:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
-from qemu_ring.migration.observation import (
-    FlushSight,
-    GuestSight,
-    MigrationSight,
+from qemu_ring.observe.snapshot import (
+    FlushSnapshot,
+    GuestSnapshot,
+    GuestState,
+    MigrationSnapshot,
     Presence,
-    RingsSight,
-    Seen,
-    SlotsSight,
+    RingsSnapshot,
+    SlotsSnapshot,
 )
 from qemu_ring.qmp import MigrationStatus
 
@@ -40,17 +40,17 @@ class GuestsCollector(Collector):
     """Gives the latest sample of each guest to whoever asks; may be asked from any thread."""
 
     def __init__(self) -> None:
-        self._sights: tuple[GuestSight, ...] = ()
+        self._snapshot: tuple[GuestSnapshot, ...] = ()
 
-    def update(self, sights: Sequence[GuestSight]) -> None:
+    def update(self, snapshots: Sequence[GuestSnapshot]) -> None:
         """Take a newer sample."""
-        self._sights = tuple(sights)
+        self._snapshot = tuple(snapshots)
 
     def collect(self) -> Iterable[Metric]:
         """As prometheus_client wants it."""
         families = _Families()
-        for sight in self._sights:
-            families.add(sight)
+        for snapshot in self._snapshot:
+            families.add(snapshot)
         return families.all()
 
 
@@ -63,37 +63,37 @@ class _Families:
     def all(self) -> Iterator[Metric]:
         yield from self._families.values()
 
-    def add(self, sight: GuestSight) -> None:
-        seen = sight.seen
-        up = sight.presence is Presence.SEEN and seen is not None
-        guest = _Labels(sight)
+    def add(self, snapshot: GuestSnapshot) -> None:
+        state = snapshot.state
+        up = snapshot.presence is Presence.SEEN and state is not None
+        guest = _Labels(snapshot)
         self._gauge("qemu_ring_guest_up", "Whether the guest's QEMU answers.", guest, up)
-        if not up or seen is None:
+        if not up or state is None:
             return
-        self._about(seen, guest)
-        if seen.flush is not None:
-            self._flush(seen.flush, guest)
-        if seen.rings is not None:
-            self._rings(seen.rings, guest)
-        self._slots(seen.slots, guest)
-        self._dirty_rate(seen, guest)
-        if seen.migration is not None:
-            self._migration(seen.migration, guest)
+        self._about(state, guest)
+        if state.flush is not None:
+            self._flush(state.flush, guest)
+        if state.rings is not None:
+            self._rings(state.rings, guest)
+        self._slots(state.slots, guest)
+        self._dirty_rate(state, guest)
+        if state.migration is not None:
+            self._migration(state.migration, guest)
 
-    def _about(self, seen: Seen, guest: _Labels) -> None:
+    def _about(self, state: GuestState, guest: _Labels) -> None:
         what = {
-            "version": ".".join(map(str, seen.version)),
-            "package": _text(seen.package),
-            "patched": str(seen.patched).lower(),
-            "tracking": _text(str(seen.tracking)),
+            "version": ".".join(map(str, state.version)),
+            "package": _text(state.package),
+            "patched": str(state.patched).lower(),
+            "tracking": _text(str(state.tracking)),
         }
         name, words = "qemu_ring_guest_qemu", "The guest's QEMU, and how dirty pages are tracked."
         family = self._families.setdefault(name, InfoMetricFamily(name, words, labels=_GUEST))
         assert isinstance(family, InfoMetricFamily)
         family.add_metric(guest.values, what)
-        self._gauge("qemu_ring_guest_running", "Whether the vCPUs run.", guest, seen.running)
+        self._gauge("qemu_ring_guest_running", "Whether the vCPUs run.", guest, state.running)
 
-    def _flush(self, flush: FlushSight, guest: _Labels) -> None:
+    def _flush(self, flush: FlushSnapshot, guest: _Labels) -> None:
         where = guest.beside(policy=flush.effective.value)
         count, gauge, start = self._counter, self._gauge, "qemu_ring_memslot_flush_"
         count(f"{start}removals", "Memslots removed that log dirty pages.", where, flush.removals)
@@ -124,7 +124,7 @@ class _Families:
             flush.entries_dropped,
         )
 
-    def _rings(self, rings: RingsSight, guest: _Labels) -> None:
+    def _rings(self, rings: RingsSnapshot, guest: _Labels) -> None:
         start = "qemu_ring_dirty_ring_"
         self._gauge(f"{start}size_entries", "Entries of each vCPU's ring.", guest, rings.size)
         for ring in rings.vcpus:
@@ -138,7 +138,7 @@ class _Families:
                 ring.full,
             )
 
-    def _slots(self, slots: Sequence[SlotsSight], guest: _Labels) -> None:
+    def _slots(self, slots: Sequence[SlotsSnapshot], guest: _Labels) -> None:
         for one in slots:
             where = guest.beside(address_space=str(one.address_space))
             self._gauge("qemu_ring_memslots", "KVM's memslots.", where, one.count)
@@ -153,8 +153,8 @@ class _Families:
                 one.logging_size,
             )
 
-    def _dirty_rate(self, seen: Seen, guest: _Labels) -> None:
-        rate = seen.dirty_rate
+    def _dirty_rate(self, state: GuestState, guest: _Labels) -> None:
+        rate = state.dirty_rate
         if rate is None:
             return
         where, start = guest.beside(mode=_text(rate.mode)), "qemu_ring_dirty_rate_"
@@ -166,7 +166,7 @@ class _Families:
         )
         self._gauge(f"{start}age_seconds", "Time since that measurement.", where, rate.age_seconds)
 
-    def _migration(self, migration: MigrationSight, guest: _Labels) -> None:
+    def _migration(self, migration: MigrationSnapshot, guest: _Labels) -> None:
         status, start = migration.status.value, "qemu_ring_migration_"
         for state in dict.fromkeys((*_KNOWN_STATES, status)):
             self._gauge(
@@ -234,15 +234,15 @@ class _Families:
 class _Labels:
     """Those of a guest, and more."""
 
-    def __init__(self, sight: GuestSight, **more: str) -> None:
-        self._sight = sight
-        name = sight.seen.name if sight.seen is not None else ""
+    def __init__(self, snapshot: GuestSnapshot, **more: str) -> None:
+        self._snapshot = snapshot
+        name = snapshot.state.name if snapshot.state is not None else ""
         self.names = (*_GUEST, *more)
-        self.values = (_text(name or sight.socket), _text(sight.socket), *more.values())
+        self.values = (_text(name or snapshot.socket), _text(snapshot.socket), *more.values())
 
     def beside(self, **more: str) -> _Labels:
         """The same, and more."""
-        return _Labels(self._sight, **more)
+        return _Labels(self._snapshot, **more)
 
 
 def _text(value: str) -> str:
