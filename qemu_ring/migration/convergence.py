@@ -49,6 +49,7 @@ class Convergence:
         self._steps = [max(goal.downtime * share, 0.001) for share in _SHARES]
         self._step = 0
         self._level: int | None = None  # of throttling; None before it has begun
+        self._at_most = False  # the guest cannot be slowed down further
         self._done = False  # postcopy or cancelling was decided: nothing is left to decide
         self._missed = False
         self._decisions: list[GoalDecision] = []
@@ -239,7 +240,8 @@ class Convergence:
 
     def _is_stalled(self, sample: Sample) -> bool:
         within = self.goal.within
-        least = min(1.0, within / 20) if self._level is None else min(5.0, within / 6)
+        # A throttle takes hold step by step, a step in some seconds.
+        least = min(1.0, within / 20) if self._level is None else min(10.0, within / 8)
         return (
             self._without_progress >= _STALL_PASSES and sample.seconds - self._progress_at >= least
         )
@@ -349,6 +351,9 @@ class Convergence:
             step = self._throttle.first(self._bandwidth, left)
         else:
             more = self._throttle.more(self._level, sample.throttle)
+            if more is None and not self._at_most:
+                self._at_most = True  # the last step has as long again to take hold
+                return []
             if more is None:
                 return self._cancel(sample, f"the guest cannot be slowed down further, and {why}")
             step = more

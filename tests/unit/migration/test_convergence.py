@@ -194,6 +194,8 @@ def test_gives_up_when_throttling_does_not_help() -> None:
     assert limits == [50, 25, 16]
     assert went.actions()[-1] is GoalAction.CANCEL
     assert "cannot be slowed down further" in went.decisions[-1].reason
+    last = [one for one in went.decisions if one.action is GoalAction.THROTTLE][-1]
+    assert went.seconds > last.seconds + 20  # the last step had time to take hold
 
 
 def test_time_that_is_over() -> None:
