@@ -155,14 +155,14 @@ async def request_control(
         connection = asyncio.open_unix_connection(path, limit=_ANSWER_BYTES)
         reader, writer = await asyncio.wait_for(connection, timeout)
         line = await ask(reader, writer, request, timeout=timeout)
+    except asyncio.TimeoutError as error:  # before OSError, of which it is one
+        raise DeadlineError(
+            f"{path} did not answer within {timeout:g} s; whether it was done is not known"
+        ) from error
     except OSError as error:
         raise UsageError(
             f"no migration is controlled at {path}: {error.strerror or error}",
             hint="name the socket of qemu-ring migrate --control",
-        ) from error
-    except asyncio.TimeoutError as error:
-        raise DeadlineError(
-            f"{path} did not answer within {timeout:g} s; whether it was done is not known"
         ) from error
     if not line:
         raise QemuRingError(f"whoever drives the migration at {path} ended, or refused to answer")
