@@ -159,7 +159,7 @@ class _Side:
         side.backends = {name for name in side.sizes if _tail(name) in listed}
         seen = await _in_guest(monitor)
         found = _by_region(side.sizes, seen)
-        side.main = next((name for name in side.sizes if found.get(name) == seen.main), "")
+        side.main = next((name for name, at in found.items() if at == seen.main), "")
         pid = process or await _process(monitor)
         if pid is None:
             raise UsageError(
@@ -218,11 +218,12 @@ class _Seen:
 async def _in_guest(monitor: Monitor) -> _Seen:
     regions: dict[str, set[int]] = {}
     main = None
-    asked: set[str] = set()
+    # Of other address spaces, too: that of plugged memory begins at 0 like the guest's own.
+    asked: set[tuple[str, str]] = set()
     for one in _RANGE.finditer(await commands.human(monitor, "info mtree -f")):
-        if one["start"] in asked:
+        if (one["start"], one["name"]) in asked:
             continue
-        asked.add(one["start"])
+        asked.add((one["start"], one["name"]))
         address = int(one["start"], 16)
         said = await commands.human(monitor, f"gpa2hva {address:#x}")
         found = _HOST_ADDRESS.search(said)
