@@ -99,12 +99,8 @@ def allowed(chosen: Mapping[str, Any]) -> bool:
             return False  # the back end could not map it
         if kind is Kind.POSTCOPY:
             return False  # our back end cannot
-    if controller is Controller.VERIFY:
-        if memory is not None and not memory.has_file:
-            return False
-        if kind is Kind.FILE:
-            return False  # there is no destination to compare with
-    return True
+    # A file has no destination to compare with.
+    return not (controller is Controller.VERIFY and kind is Kind.FILE)
 
 
 @cache

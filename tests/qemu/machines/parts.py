@@ -44,7 +44,6 @@ class Memory:
         backend: QEMU's object, without id and size.
         nodes: NUMA nodes, each with a backend of its own.
         shared: whether another process can map it, as a vhost-user back end does.
-        has_file: whether `--verify` can compare it.
         huge: whether it takes 2 MiB pages of the host.
     """
 
@@ -52,7 +51,6 @@ class Memory:
     backend: str
     nodes: int = 1
     shared: bool = True
-    has_file: bool = False
     huge: bool = False
 
     def object(self, site: Site, name: str, size: int) -> str:
@@ -71,11 +69,11 @@ class Memory:
 _FILE = "memory-backend-file,share=on,mem-path={place}"
 _MEMFD = "memory-backend-memfd,share=on"
 MEMORIES = (
-    Memory("file", _FILE, has_file=True),
+    Memory("file", _FILE),
     Memory("memfd", _MEMFD),
     Memory("anonymous", "memory-backend-ram", shared=False),
     Memory("2 MiB pages", f"{_MEMFD},hugetlb=on,hugetlbsize=2M", huge=True),
-    Memory("2 NUMA nodes", _FILE, nodes=2, has_file=True),
+    Memory("2 NUMA nodes", _FILE, nodes=2),
 )
 
 
