@@ -92,7 +92,7 @@ def resume(socket: str, as_json: bool) -> int:
     return _ask(socket, ControlRequest(action="resume"), as_json=as_json)
 
 
-@_action("switchover", "Stop the guest now, and send what is left, however long that takes.")
+@_action("switchover", "Stop the guest now and send what is left, however long it takes.")
 def switchover(socket: str, as_json: bool) -> int:
     return _ask(socket, ControlRequest(action="switchover"), as_json=as_json)
 
