@@ -106,7 +106,9 @@ async def test_controller_was_killed(qemus: Qemus, broken: str) -> None:
         for machine in sides.values():
             info = await commands.query_migrate(machine.monitor)
             assert info.status is MigrationStatus.COMPLETED
-        with pytest.raises(MigrationError, match="no migration to recover: the source's is completed, the dest"):
+        with pytest.raises(
+            MigrationError, match="no migration to recover: the source's is completed, the dest"
+        ):
             await recover_postcopy(source, destination)
     qemus.assert_alive()
 
