@@ -64,6 +64,11 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
+def qemu_that(path: Path, qemu: Path, then: str) -> Path:
+    """A QEMU that tells what it can do, and does something else when it shall run a guest."""
+    return program(path, f'case "$*" in *"-machine none"*) exec {qemu} "$@";; esac\n{then}')
+
+
 def processes_with(mark: str) -> dict[int, str]:
     """Command lines of all other processes that have NAME=VALUE in their environment."""
     found = {}

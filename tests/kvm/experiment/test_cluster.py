@@ -26,7 +26,7 @@ from qemu_ring.experiment import (
 from tests.waiting import DEADLINE, until
 
 from .clusters import LocalCluster, is_running, kill, qemus_of
-from .conftest import COMMAND, SMALL, Experiment, documents, documents_of, program
+from .conftest import COMMAND, SMALL, Experiment, documents, documents_of, program, qemu_that
 
 PLENTY = "KVM=1 MEMORY=1e9"
 
@@ -140,9 +140,11 @@ def test_command(
     assert len(documents(tmp_path / "r")) == 2
 
 
-async def test_what_no_worker_can_take_is_refused(tmp_path: Path, cluster: LocalCluster) -> None:
+async def test_what_no_worker_can_take_is_refused(
+    tmp_path: Path, qemu_path: Path, cluster: LocalCluster
+) -> None:
     cluster.worker("small", "KVM=1 MEMORY=1e8")
-    qemu = program(tmp_path / "qemu", "exit 1")
+    qemu = qemu_that(tmp_path / "qemu", qemu_path, "exit 1")
     results = await run_all(f"{SMALL}qemu: {qemu}\nrepeats: 1\n", tmp_path / "r", cluster, qemu)
     (record,) = documents_of(results)
     assert record["status"] == "refused"
@@ -250,9 +252,9 @@ async def test_all_workers_gone(tmp_path: Path, cluster: LocalCluster) -> None:
     assert documents_of(read_results(tmp_path / "r")) == []
 
 
-async def test_scheduler_gone(tmp_path: Path, cluster: LocalCluster) -> None:
+async def test_scheduler_gone(tmp_path: Path, qemu_path: Path, cluster: LocalCluster) -> None:
     cluster.worker("only", PLENTY)
-    qemu = program(tmp_path / "qemu", "exec sleep 60")
+    qemu = qemu_that(tmp_path / "qemu", qemu_path, "exec sleep 60")
     text, watcher = f"{SMALL}qemu: {qemu}\nrepeats: 1\n", Noting()
     task = asyncio.create_task(run_all(text, tmp_path / "r", cluster, qemu, watcher))
     await until(lambda: task.done() or watcher.begun, "it has begun")
