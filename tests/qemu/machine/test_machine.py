@@ -176,12 +176,19 @@ async def test_attached_qemu_goes_on_when_we_leave(
         await Machine.attach(path)
 
 
-async def test_attached_qemu_that_ends(qemu_path: Path, ram: MemoryBackend, tmp_path: Path) -> None:
+@pytest.mark.parametrize("identified", [True, False])
+async def test_attached_qemu_that_ends(
+    qemu_path: Path, ram: MemoryBackend, tmp_path: Path, identified: bool
+) -> None:
+    """It has ended if that was seen; of one whose monitor is lost no more than that is known."""
     path = tmp_path / "monitor"
     description = described(ram, extra=("-qmp", f"unix:{path},server=on,wait=off"))
+    known = MachineDiedError if identified else DisconnectedError
     async with await Machine.start(qemu_path, description) as machine:
-        with pytest.raises(MachineDiedError, match="attached: "):
+        with pytest.raises(known, match="attached: "):
             async with await Machine.attach(path, name="attached") as attached:
+                if identified:
+                    await attached.identify()
                 machine.kill()
                 await attached.monitor.wait_disconnected()
                 await commands.query_status(attached.monitor)
