@@ -95,6 +95,7 @@ from .memslot import (
 )
 from .migration import (
     AbortRules as AbortRules,
+    AbstractUnix as AbstractUnix,
     Aftermath as Aftermath,
     AutoConverge as AutoConverge,
     BackgroundSnapshot as BackgroundSnapshot,

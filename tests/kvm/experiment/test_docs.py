@@ -60,7 +60,7 @@ def test_commands_are_ones_that_parse() -> None:
 def test_table_of_keys_is_complete() -> None:
     keys = set(json_schema()["properties"]) - {"description", "warm-up"}
     described = {row.partition("`")[0] for row in named("| key | what it is |")}
-    assert described == keys | {"migration.abort"}
+    assert described == keys | {"migration.abort", "migration.goal"}
     parts = json_schema()["$defs"]
     for name in ("MigrationPart", "AbortPart", "NetworkPart", "RemovalsPart"):
         keys = parts[name]["properties"]
