@@ -37,7 +37,7 @@ async def main() -> int:
     with tempfile.TemporaryDirectory(prefix="qemu-ring-") as images:
         await make_images(binaries["distribution"], Path(images), 4 * MIB)
         good = True
-        heading("Migrated", *HEADINGS, "outcome", "moves", "MiB compared", "s")
+        heading("Migrated", *HEADINGS, "outcome", "moves", "switched", "MiB compared", "s")
         for cell in (*cells(full=arguments.full, huge_pages=huge), *others(full=arguments.full)):
             if arguments.only not in cell.id:
                 continue
@@ -85,7 +85,7 @@ async def tried(
 ) -> Outcome:
     """What became of it; what went wrong, in one line, for a status."""
     if reason := lacks(cell):
-        return Outcome(reason, 0, 0, 0, 0.0)
+        return Outcome(reason, 0, 0, 0, 0, 0.0)
     with short_folder() as place:
         if refusal is None:
             run = Run(cell, binaries, images, place)
@@ -95,12 +95,18 @@ async def tried(
         try:
             return await run.run()
         except Exception as error:  # noqa: BLE001 - it is a finding; the others go on
-            return Outcome(wrong(cell.id, error), 4, 0, 0, 0.0)
+            return Outcome(wrong(cell.id, error), 4, 0, 0, 0, 0.0)
 
 
 def figures(outcome: Outcome) -> tuple[str, ...]:
     compared = f"{outcome.compared / MIB:.0f}"
-    return outcome.status, str(outcome.moves), compared, f"{outcome.seconds:.1f}"
+    return (
+        outcome.status,
+        str(outcome.moves),
+        str(outcome.switched or ""),
+        compared,
+        f"{outcome.seconds:.1f}",
+    )
 
 
 def heading(title: str, *names: str) -> None:

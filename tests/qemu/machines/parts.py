@@ -11,8 +11,8 @@ EXTRA = 8 * MIB
 """Memory that is plugged, bytes."""
 DIMM_ADDRESS = 1 << 32
 VIRTIO_MEM_ADDRESS = 5 << 30
-NET_SLOT, MEM_SLOT, BALLOON_SLOT, DISK_SLOT = 4, 5, 6, 7
-"""Places on the PCI bus at which the test itself drives a device."""
+NET_SLOT, MEM_SLOT, BALLOON_SLOT, DISK_SLOT = 0x10, 0x11, 0x12, 0x13
+"""Places on the PCI bus at which the test itself drives a device; QEMU gives others lower ones."""
 MAC = "52:54:00:12:34:56"
 
 
@@ -136,12 +136,12 @@ class Disk:
 DISKS = (
     Disk(
         "virtio-blk",
-        (f"virtio-blk-pci,drive=image,id=disk,addr={DISK_SLOT}",),
+        (f"virtio-blk-pci,drive=image,id=disk,addr={DISK_SLOT:#x}",),
         "/machine/peripheral/disk/virtio-backend",
     ),
     Disk(
         "virtio-scsi",
-        (f"virtio-scsi-pci,id=scsi,addr={DISK_SLOT}", "scsi-hd,drive=image,bus=scsi.0,id=disk"),
+        (f"virtio-scsi-pci,id=scsi,addr={DISK_SLOT:#x}", "scsi-hd,drive=image,bus=scsi.0,id=disk"),
     ),
     Disk("ide", ("ide-hd,drive=image,bus=ide.0,id=disk",)),
 )
@@ -163,7 +163,7 @@ class Net:
     needs_root: bool = False
 
     def arguments(self, site: Site) -> list[str]:
-        device = f"virtio-net-pci,netdev=net,id=nic,mac={MAC},addr={NET_SLOT}"
+        device = f"virtio-net-pci,netdev=net,id=nic,mac={MAC},addr={NET_SLOT:#x}"
         return [*self.peer(site), "-device", device]
 
 
@@ -207,7 +207,7 @@ DISPLAYS = (
 )
 OTHERS = (
     Devices("USB", ("qemu-xhci,id=usb", "usb-tablet,bus=usb.0", "usb-kbd,bus=usb.0")),
-    Devices("balloon", (f"virtio-balloon-pci,id=balloon,addr={BALLOON_SLOT}",), balloon=True),
+    Devices("balloon", (f"virtio-balloon-pci,id=balloon,addr={BALLOON_SLOT:#x}",), balloon=True),
     Devices("serial+rng", ("virtio-serial-pci,id=ports", "virtserialport", "virtio-rng-pci")),
 )
 
@@ -270,7 +270,7 @@ _VIRTIO_MEM: Properties = (
     ("memaddr", VIRTIO_MEM_ADDRESS),
     ("block-size", 2 * MIB),
     ("requested-size", EXTRA),
-    ("addr", MEM_SLOT),
+    ("addr", f"{MEM_SLOT:#x}"),
 )
 PLUGS = (
     Plug("nothing"),
