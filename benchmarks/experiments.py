@@ -76,9 +76,9 @@ repeats: 2
 def write_results(directory: Path, runs: int, samples: int) -> None:
     """Results of so many runs of 120 cells."""
     from qemu_ring.experiment import Store, parse_experiment
-    from qemu_ring.experiment.draft import empty_record
-    from qemu_ring.experiment.process import run_labels
     from qemu_ring.experiment.results.record import Status
+    from qemu_ring.experiment.run.draft import empty_record
+    from qemu_ring.experiment.schedule.process import run_labels
 
     rates = ", ".join(str(n) for n in range(1000, 11000, 1000))
     plan = parse_experiment(

@@ -96,7 +96,7 @@ from .memslot import (
 from .migration import (
     AbortRules as AbortRules,
     AbstractUnix as AbstractUnix,
-    Aftermath as Aftermath,
+    MigrationOutcome as MigrationOutcome,
     AutoConverge as AutoConverge,
     BackgroundSnapshot as BackgroundSnapshot,
     Channel as Channel,

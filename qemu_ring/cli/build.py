@@ -13,9 +13,9 @@ from rich.text import Text
 
 from qemu_ring.build import PARTS, BuildOptions, BuiltQemu, build_qemu
 from qemu_ring.build import Progress as State
-from qemu_ring.cli.numbers import Whole
-from qemu_ring.cli.output import notes, print_json, progress_bar
-from qemu_ring.cli.running import run
+from qemu_ring.cli.frame.numbers import Whole
+from qemu_ring.cli.frame.output import notes, print_json, progress_bar
+from qemu_ring.cli.frame.running import run
 from qemu_ring.errors import HostError
 from qemu_ring.machine import KvmCapabilities, probe_host, probe_kvm, probe_qemu
 

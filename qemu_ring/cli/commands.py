@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import click
 
 from qemu_ring import __version__
-from qemu_ring.cli.running import InterruptedRunError
-from qemu_ring.cli.starting import quiet_interrupts
+from qemu_ring.cli.frame.running import InterruptedRunError
+from qemu_ring.cli.frame.starting import quiet_interrupts
 
 __all__ = ["cli", "summaries"]
 
@@ -26,14 +26,16 @@ class _Place(NamedTuple):
 
 _COMMANDS = {
     "build": _Place("build", "build_command", "Build a QEMU that loses no dirty bits."),
-    "control": _Place("control", "control", "Change a migration under way, pause, end or show it."),
+    "control": _Place(
+        "migrate.control", "control", "Change a migration under way, pause, end or show it."
+    ),
     "dirty-rate": _Place("dirty_rate", "dirty_rate", "Measure how fast a guest dirties memory."),
     "doctor": _Place("doctor", "doctor", "Tell what this host and this QEMU can do."),
     "experiment": _Place(
-        "experiment", "experiment", "Scripted migration experiments, from a YAML file."
+        "experiment.command", "experiment", "Scripted migration experiments, from a YAML file."
     ),
     "limit": _Place("limit", "limit", "Show, set or cancel dirty limits of vCPUs."),
-    "migrate": _Place("migrate", "migrate", "Migrate, save or restore a guest."),
+    "migrate": _Place("migrate.command", "migrate", "Migrate, save or restore a guest."),
     "policy": _Place("policy", "policy", "Show or change how the guest's memslots are removed."),
     "prove": _Place(
         "prove", "prove_command", "Show whether a QEMU loses dirty bits when memory slots go away."
@@ -46,7 +48,7 @@ _COMMANDS = {
     "toggle": _Place(
         "toggle", "toggle_command", "Change how dirty pages of a running guest are tracked."
     ),
-    "top": _Place("top", "top", "Watch running guests."),
+    "top": _Place("top.command", "top", "Watch running guests."),
 }
 
 

@@ -7,12 +7,12 @@ import time
 
 import click
 
-from qemu_ring.cli.attached import Attached, attached, document, json_option, socket_argument
-from qemu_ring.cli.numbers import Whole
-from qemu_ring.cli.options import answer_timeout_option
-from qemu_ring.cli.output import notes, print_json
-from qemu_ring.cli.running import run
-from qemu_ring.cli.sizes import Duration
+from qemu_ring.cli.frame.attached import Attached, attached, document, json_option, socket_argument
+from qemu_ring.cli.frame.numbers import Whole
+from qemu_ring.cli.frame.options import answer_timeout_option
+from qemu_ring.cli.frame.output import notes, print_json
+from qemu_ring.cli.frame.running import run
+from qemu_ring.cli.frame.sizes import Duration
 from qemu_ring.dirty import (
     STALL_ADVICE,
     MeasuredRate,

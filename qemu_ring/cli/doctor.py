@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qemu_ring.cli.options import answer_timeout_option, qemu_option
-from qemu_ring.cli.output import print_json
-from qemu_ring.cli.running import run
+from qemu_ring.cli.frame.options import answer_timeout_option, qemu_option
+from qemu_ring.cli.frame.output import print_json
+from qemu_ring.cli.frame.running import run
 from qemu_ring.errors import ExitStatus
 from qemu_ring.machine import Diagnosis, Finding, diagnose
 

@@ -10,11 +10,11 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from qemu_ring.cli.numbers import COUNT, Number, Whole
-from qemu_ring.cli.options import answer_timeout_option, qemu_option
-from qemu_ring.cli.output import Reminder, print_json, progress_bar
-from qemu_ring.cli.running import run
-from qemu_ring.cli.sizes import SECONDS
+from qemu_ring.cli.frame.numbers import COUNT, Number, Whole
+from qemu_ring.cli.frame.options import answer_timeout_option, qemu_option
+from qemu_ring.cli.frame.output import Reminder, print_json, progress_bar
+from qemu_ring.cli.frame.running import run
+from qemu_ring.cli.frame.sizes import SECONDS
 from qemu_ring.dirty import Tracking
 from qemu_ring.guest import MAX_VCPUS
 from qemu_ring.machine import find_qemu

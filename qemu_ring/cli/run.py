@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from qemu_ring.cli.attached import document
-from qemu_ring.cli.options import answer_timeout_option
-from qemu_ring.cli.output import print_json
-from qemu_ring.cli.running import run
+from qemu_ring.cli.frame.attached import document
+from qemu_ring.cli.frame.options import answer_timeout_option
+from qemu_ring.cli.frame.output import print_json
+from qemu_ring.cli.frame.running import run
 from qemu_ring.errors import ExitStatus, QemuRingError
 from qemu_ring.guestfile import (
     GuestDescription,
@@ -20,7 +20,7 @@ from qemu_ring.guestfile import (
     start_guest,
 )
 from qemu_ring.machine import find_qemu, named_socket, probe_qemu
-from qemu_ring.migration.owner import GuestOwner
+from qemu_ring.migration.toggling.owner import GuestOwner
 
 __all__ = ["run_command"]
 

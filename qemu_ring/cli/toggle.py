@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from qemu_ring.cli.attached import document, json_option, socket_argument
-from qemu_ring.cli.output import notes, print_json
-from qemu_ring.cli.running import run
+from qemu_ring.cli.frame.attached import document, json_option, socket_argument
+from qemu_ring.cli.frame.output import notes, print_json
+from qemu_ring.cli.frame.running import run
 from qemu_ring.dirty import Tracking
 from qemu_ring.memslot import FlushPolicy
-from qemu_ring.migration.owner import ToggleAnswer, ToggleRequest, request_toggle
+from qemu_ring.migration.toggling.owner import ToggleAnswer, ToggleRequest, request_toggle
 
 __all__ = ["toggle_command"]
 

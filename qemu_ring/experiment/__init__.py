@@ -1,27 +1,27 @@
 """Scripted migration experiments: a YAML file to plan, run, resume, compare and read back."""
 
-from qemu_ring.experiment.cluster import cluster_identity, run_on_cluster
-from qemu_ring.experiment.compare import compare_results
+from qemu_ring.experiment.compare.by_cell import compare_results
+from qemu_ring.experiment.compare.verdicts import Criteria, ResultsComparison
 from qemu_ring.experiment.errors import (
     ExperimentFileError,
     NothingInCommonError,
     StoreError,
     UndecidedError,
 )
-from qemu_ring.experiment.load import load_experiment, parse_experiment
-from qemu_ring.experiment.plan import Cell, ExperimentPlan, Run
-from qemu_ring.experiment.results.reader import Results, read_results
-from qemu_ring.experiment.results.record import RunRecord, Status
-from qemu_ring.experiment.results.store import Store
-from qemu_ring.experiment.results.tables import export, read, rows
-from qemu_ring.experiment.runner import Budget, Watcher, qemu_identity, run_experiment
-from qemu_ring.experiment.schema import json_schema
-from qemu_ring.experiment.suitability import (
+from qemu_ring.experiment.plan.cells import Cell, ExperimentPlan, Run
+from qemu_ring.experiment.plan.load import load_experiment, parse_experiment
+from qemu_ring.experiment.plan.schema import json_schema
+from qemu_ring.experiment.plan.suitability import (
     require_suitable,
     unsuitable_cells,
     unsuitable_words,
 )
-from qemu_ring.experiment.verdicts import Criteria, ResultsComparison
+from qemu_ring.experiment.results.reader import Results, read_results
+from qemu_ring.experiment.results.record import RunRecord, Status
+from qemu_ring.experiment.results.store import Store
+from qemu_ring.experiment.results.tables import export, read, rows
+from qemu_ring.experiment.schedule.cluster import cluster_identity, run_on_cluster
+from qemu_ring.experiment.schedule.local import Budget, Watcher, qemu_identity, run_experiment
 
 __all__ = [  # noqa: RUF022 - in order of importance
     "load_experiment",

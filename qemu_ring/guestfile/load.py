@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from qemu_ring.errors import UsageError
 from qemu_ring.guestfile import source
 from qemu_ring.guestfile.errors import GuestFileError
+from qemu_ring.guestfile.interpretation import problems
 from qemu_ring.guestfile.mistakes import mistakes
-from qemu_ring.guestfile.plan import problems
 from qemu_ring.guestfile.schema import GuestDescription
 
 __all__ = ["json_schema", "load_guest", "parse_guest"]

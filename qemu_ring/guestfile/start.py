@@ -15,7 +15,7 @@ from qemu_ring.errors import DeadlineError, HostError, QemuRingError
 from qemu_ring.guest import WorkloadControl, image_bytes
 from qemu_ring.guest.linux import debian_kernel, initramfs, read_reports
 from qemu_ring.guest.linux.report import failure
-from qemu_ring.guestfile.plan import (
+from qemu_ring.guestfile.interpretation import (
     RAM,
     linux_workload,
     memory_sizes,

@@ -1,16 +1,18 @@
 """Driving one live migration, whatever its kind."""
 
-from qemu_ring.migration.channel import AbstractUnix, Channel, Exec, Fd, File, Tcp, Unix
+from qemu_ring.migration.channels.channel import AbstractUnix, Channel, Exec, Fd, File, Tcp, Unix
 from qemu_ring.migration.comparison import Difference
 from qemu_ring.migration.cpr import CprTransferMigration
 from qemu_ring.migration.downtime import Downtime, GuestDowntime, firmware_writes
+from qemu_ring.migration.engine.recovery import recover_postcopy
+from qemu_ring.migration.engine.setup import find_obstacles
 from qemu_ring.migration.errors import (
-    Aftermath,
     EndedEarlyError,
     GuestAt,
     MigrationAbortedError,
     MigrationCancelledError,
     MigrationError,
+    MigrationOutcome,
     PlanError,
     PostcopyPausedError,
 )
@@ -41,13 +43,11 @@ from qemu_ring.migration.plan import (
     Xbzrle,
     ZeroPage,
 )
-from qemu_ring.migration.postcopy import recover_postcopy
 from qemu_ring.migration.precopy import HeldPrecopy, Pace
 from qemu_ring.migration.restore import restore
 from qemu_ring.migration.result import MigrationResult, Totals
-from qemu_ring.migration.setup import find_obstacles
 from qemu_ring.migration.timeline import Iteration, Sample, Timeline
-from qemu_ring.migration.toggle import Toggled, toggle
+from qemu_ring.migration.toggling.toggle import Toggled, toggle
 
 __all__ = [  # noqa: RUF022 - in order of importance
     "Migration",
@@ -95,7 +95,7 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "Downtime",
     "GuestDowntime",
     "firmware_writes",
-    "Aftermath",
+    "MigrationOutcome",
     "GuestAt",
     "MigrationError",
     "MigrationCancelledError",

@@ -12,14 +12,14 @@ from pathlib import Path
 from qemu_ring.errors import DeadlineError, UsageError
 from qemu_ring.machine import Leftovers, Machine, new_folder_name
 from qemu_ring.machine.sockets import listens
-from qemu_ring.migration.arrival import Arrival
-from qemu_ring.migration.channel import Unix
+from qemu_ring.migration.channels.channel import Unix
+from qemu_ring.migration.engine.destination import Arrival
+from qemu_ring.migration.engine.settings import destination_settings
+from qemu_ring.migration.engine.side import Side
 from qemu_ring.migration.migration import Migration
 from qemu_ring.migration.plan import CprTransfer, MigrationPlan
-from qemu_ring.migration.settings import destination_settings
-from qemu_ring.migration.shield import to_the_end
-from qemu_ring.migration.side import Side
 from qemu_ring.qmp import MigrationStatus, QmpError, commands
+from qemu_ring.tasks import to_the_end
 
 __all__ = ["CprTransferMigration"]
 

@@ -11,8 +11,8 @@ from types import TracebackType
 
 from qemu_ring.guest import layout
 from qemu_ring.machine import Machine
-from qemu_ring.migration.shield import stopped
 from qemu_ring.qmp import Event
+from qemu_ring.tasks import stopped
 
 __all__ = ["Downtime", "GuestDowntime", "Moment", "firmware_writes"]
 

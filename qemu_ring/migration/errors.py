@@ -20,12 +20,12 @@ from enum import Enum
 from qemu_ring.errors import QemuRingError, UsageError
 
 __all__ = [
-    "Aftermath",
     "EndedEarlyError",
     "GuestAt",
     "MigrationAbortedError",
     "MigrationCancelledError",
     "MigrationError",
+    "MigrationOutcome",
     "PlanError",
     "PostcopyPausedError",
 ]
@@ -47,7 +47,7 @@ class GuestAt(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Aftermath:
+class MigrationOutcome:
     """How both sides were found after a migration, however it ended.
 
     Args:
@@ -131,14 +131,16 @@ class MigrationError(QemuRingError):
     """A migration failed, or ended when it was not meant to.
 
     Attributes:
-        aftermath: how both sides were found; None if it was not looked for.
+        outcome: how both sides were found; None if it was not looked for.
     """
 
-    def __init__(self, message: str, *, hint: str = "", aftermath: Aftermath | None = None) -> None:
-        if aftermath is not None:
-            message, hint = f"{message}; {aftermath}", hint or aftermath.advice
+    def __init__(
+        self, message: str, *, hint: str = "", outcome: MigrationOutcome | None = None
+    ) -> None:
+        if outcome is not None:
+            message, hint = f"{message}; {outcome}", hint or outcome.advice
         super().__init__(message, hint=hint)
-        self.aftermath = aftermath
+        self.outcome = outcome
 
 
 class EndedEarlyError(MigrationError):

@@ -13,27 +13,26 @@ from typing import TYPE_CHECKING
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import DeadlineError, QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.machine import Machine
-from qemu_ring.migration.aftermath import find_aftermath, is_in_postcopy
-from qemu_ring.migration.arrival import Arrival
 from qemu_ring.migration.blocks import require_comparable
-from qemu_ring.migration.channel import Channel, Connection
+from qemu_ring.migration.channels.channel import Channel, Connection
 from qemu_ring.migration.comparison import Difference
-from qemu_ring.migration.convergence import Convergence
 from qemu_ring.migration.downtime import GuestDowntime
-from qemu_ring.migration.ending import Ending
-from qemu_ring.migration.errors import Aftermath, MigrationCancelledError, MigrationError
+from qemu_ring.migration.engine.completion import Ending
+from qemu_ring.migration.engine.convergence import Convergence
+from qemu_ring.migration.engine.destination import Arrival
+from qemu_ring.migration.engine.live import LiveSettings
+from qemu_ring.migration.engine.outcome import find_outcome, is_in_postcopy
+from qemu_ring.migration.engine.recovery import lost_channel, reconnect
+from qemu_ring.migration.engine.setup import set_up
+from qemu_ring.migration.engine.side import Side
+from qemu_ring.migration.engine.source import Watch
+from qemu_ring.migration.engine.steering import Steering
+from qemu_ring.migration.engine.throttling import find_throttle
+from qemu_ring.migration.errors import MigrationCancelledError, MigrationError, MigrationOutcome
 from qemu_ring.migration.goal import GoalDecision, GoalOutcome
-from qemu_ring.migration.live import LiveSettings
 from qemu_ring.migration.plan import CprTransfer, MigrationPlan
-from qemu_ring.migration.postcopy import lost_channel, reconnect
 from qemu_ring.migration.result import MigrationResult
-from qemu_ring.migration.setup import set_up
-from qemu_ring.migration.shield import ShieldedStack
-from qemu_ring.migration.side import Side
-from qemu_ring.migration.steering import Steering
-from qemu_ring.migration.throttling import find_throttle
 from qemu_ring.migration.timeline import Iteration, Sample
-from qemu_ring.migration.watch import Watch
 from qemu_ring.qmp import (
     CommandError,
     CommandTimeoutError,
@@ -42,6 +41,7 @@ from qemu_ring.qmp import (
     QmpError,
     commands,
 )
+from qemu_ring.tasks import UninterruptibleStack
 from qemu_ring.verify import Block
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Migration:
         self._on_sample = on_sample
         self._on_decision = on_decision
         self._steering: Steering | None = None
-        self._stack = ShieldedStack()
+        self._stack = UninterruptibleStack()
         self._source_side = Side("source", source.monitor)
         self.differences: tuple[Difference, ...] = ()
         self._connection: Connection | None = None
@@ -222,7 +222,7 @@ class Migration:
         Raises:
             MigrationCancelledError: it was cancelled, or aborted by a rule.
             PostcopyPausedError: the channel broke after the switchover; `recover` it.
-            MigrationError: it failed; `aftermath` tells which side runs.
+            MigrationError: it failed; `outcome` tells which side runs.
             DeadlineError: it is not over; it goes on.
         """
         clock = deadline(timeout)
@@ -244,7 +244,7 @@ class Migration:
             f"the migration did not complete within {timeout:g} s; it is {self.status}", hint=hint
         )
 
-    async def cancel(self, *, timeout: float = _CANCEL_SECONDS) -> Aftermath:
+    async def cancel(self, *, timeout: float = _CANCEL_SECONDS) -> MigrationOutcome:
         """Give it up; the guest goes on at the source. Returns when that is so.
 
         Args:
@@ -266,13 +266,13 @@ class Migration:
             raise
         except QmpError as error:
             raise await self._error(f"it cannot be cancelled: {error.message}") from error
-        aftermath = await find_aftermath(self.source, self.destination)
-        if self._watch.was_running and aftermath.is_stopped_at_source:
+        outcome = await find_outcome(self.source, self.destination)
+        if self._watch.was_running and outcome.is_stopped_at_source:
             # QEMU before 10.0 leaves it so if postcopy waited before its switchover.
             with suppress(QmpError):
                 await commands.cont(self.source.monitor)
-            aftermath = await find_aftermath(self.source, self.destination)
-        return aftermath
+            outcome = await find_outcome(self.source, self.destination)
+        return outcome
 
     async def start_postcopy(self) -> None:
         """Switch over now, not only after the plan's passes."""
@@ -465,10 +465,8 @@ class Migration:
             if self._connection is not None:
                 self._connection.finish()
         except MigrationError as error:
-            aftermath = await find_aftermath(self.source, self.destination)
-            raise MigrationError(error.message, hint=error.hint, aftermath=aftermath) from error
+            outcome = await find_outcome(self.source, self.destination)
+            raise MigrationError(error.message, hint=error.hint, outcome=outcome) from error
 
     async def _error(self, message: str) -> MigrationError:
-        return MigrationError(
-            message, aftermath=await find_aftermath(self.source, self.destination)
-        )
+        return MigrationError(message, outcome=await find_outcome(self.source, self.destination))

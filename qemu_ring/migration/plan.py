@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from qemu_ring.errors import UsageError
-from qemu_ring.migration.channel import Channel, Fd, File
+from qemu_ring.migration.channels.channel import Channel, Fd, File
 from qemu_ring.migration.errors import GuestAt, PlanError
 from qemu_ring.migration.goal import Goal
 from qemu_ring.migration.values import (

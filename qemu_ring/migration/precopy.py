@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from qemu_ring.machine import Machine
-from qemu_ring.migration.aftermath import stays_when_it_fails
-from qemu_ring.migration.channel import Fd
+from qemu_ring.migration.channels.channel import Fd
+from qemu_ring.migration.engine.outcome import stays_when_it_fails
+from qemu_ring.migration.engine.side import Side
 from qemu_ring.migration.errors import EndedEarlyError, MigrationError
-from qemu_ring.migration.shield import ShieldedStack
-from qemu_ring.migration.side import Side
 from qemu_ring.qmp import Event, Listener, MigrationInfo, MigrationStatus, QmpError, commands
+from qemu_ring.tasks import UninterruptibleStack
 
 __all__ = ["HeldPrecopy", "Pace"]
 
@@ -68,7 +68,7 @@ class HeldPrecopy:
         self._pace = pace or Pace()
         self._sides = (Side("source", source.monitor), Side("destination", destination.monitor))
         self._stopped = False
-        self._stack = ShieldedStack()
+        self._stack = UninterruptibleStack()
 
     async def __aenter__(self) -> HeldPrecopy:
         self._passes = self._stack.enter_context(self._source.events("MIGRATION", "MIGRATION_PASS"))

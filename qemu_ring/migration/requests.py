@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pydantic import BaseModel
 
 from qemu_ring.machine import credentials
-from qemu_ring.migration.shield import to_the_end
+from qemu_ring.tasks import to_the_end
 
 __all__ = ["LINE_BYTES", "RequestServer", "ask"]
 

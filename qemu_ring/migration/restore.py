@@ -6,13 +6,13 @@ import time
 
 from qemu_ring.errors import QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.machine import Machine
-from qemu_ring.migration.arrival import Arrival
+from qemu_ring.migration.engine.destination import Arrival
+from qemu_ring.migration.engine.settings import destination_settings
+from qemu_ring.migration.engine.side import Side, require_support
 from qemu_ring.migration.errors import MigrationError
 from qemu_ring.migration.plan import MigrationPlan
-from qemu_ring.migration.settings import destination_settings
-from qemu_ring.migration.shield import ShieldedStack
-from qemu_ring.migration.side import Side, require_support
 from qemu_ring.qmp import CommandError
+from qemu_ring.tasks import UninterruptibleStack
 
 __all__ = ["restore"]
 
@@ -43,7 +43,7 @@ async def restore(
     await require_support([(side, settings)])
     await side.require_waiting()
     started = time.monotonic()
-    async with ShieldedStack() as stack:
+    async with UninterruptibleStack() as stack:
         stack.push_async_callback(side.restore)
         await side.set(settings)
         connection = plan.channel.connect(None, destination.monitor)

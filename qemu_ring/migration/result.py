@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from qemu_ring.migration.downtime import Downtime
-from qemu_ring.migration.errors import Aftermath
+from qemu_ring.migration.errors import MigrationOutcome
 from qemu_ring.migration.goal import GoalOutcome
 from qemu_ring.migration.timeline import Timeline
 from qemu_ring.qmp import MigrationInfo, MigrationStatus
@@ -71,7 +71,7 @@ class MigrationResult:
         totals: QEMU's counts.
         timeline: each iteration, and what was sampled.
         comparison: of both memories, where it was asked for.
-        aftermath: how both sides were found.
+        outcome: how both sides were found.
         goal: whether the plan's goal was kept; None if it has none.
         problem: why a guest whose memory is stale could not go on at the source; empty as a rule.
         stalled: numbers of vCPUs that KVM did not let run at the source, because it had overrun
@@ -87,14 +87,14 @@ class MigrationResult:
     totals: Totals
     timeline: Timeline
     comparison: Comparison | None
-    aftermath: Aftermath
+    outcome: MigrationOutcome
     goal: GoalOutcome | None = None
     problem: str = ""
     stalled: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        aftermath = asdict(self.aftermath) | {"guest_at": self.aftermath.guest_at.value}
+        outcome = asdict(self.outcome) | {"guest_at": self.outcome.guest_at.value}
         comparison = self.comparison
         return {
             "status": self.status.value,
@@ -108,7 +108,7 @@ class MigrationResult:
             "stale_pages": None if comparison is None else comparison.pages_stale_total,
             "stale": None if comparison is None else [asdict(page) for page in comparison.stale],
             "excused": [] if comparison is None else [asdict(page) for page in comparison.excused],
-            "aftermath": aftermath,
+            "aftermath": outcome,
             "goal": None if self.goal is None else self.goal.as_dict(),
             "problem": self.problem,
             "stalled": self.stalled,

@@ -8,12 +8,12 @@ from pathlib import Path
 from qemu.qmp import ConnectError as LibraryConnectError
 from qemu.qmp import Runstate
 
-from qemu_ring._settled import settled
 from qemu_ring.qmp._client import Cause, Client, explain
 from qemu_ring.qmp.address import Address, unix_name
 from qemu_ring.qmp.clock import PeerClock
 from qemu_ring.qmp.errors import DisconnectedError, ProtocolError
 from qemu_ring.qmp.events import EventHub
+from qemu_ring.tasks import settled
 
 __all__ = ["Session", "hint_for"]
 

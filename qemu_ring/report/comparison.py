@@ -13,11 +13,11 @@ from qemu_ring.experiment import (
     ResultsComparison,
     compare_results,
 )
-from qemu_ring.experiment.verdicts import CellComparison, Criteria, Difference, Verdict
+from qemu_ring.experiment.compare.verdicts import CellComparison, Criteria, Difference, Verdict
 from qemu_ring.report import units
-from qemu_ring.report.plot import Choice, Plot, Rows, Spec, row_axis
+from qemu_ring.report.plots.plot import Choice, Plot, Rows, Spec, row_axis
+from qemu_ring.report.plots.theme import colour
 from qemu_ring.report.summary import DOWNTIME, SENT, TIME, CellSummary, Measure
-from qemu_ring.report.theme import colour
 from qemu_ring.report.verdict import Answer
 
 __all__ = [

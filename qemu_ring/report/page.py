@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from qemu_ring.experiment import Results
 from qemu_ring.report import tables, units, verdict
 from qemu_ring.report.comparison import change_plot, compare_answer, compare_experiments
-from qemu_ring.report.plot import Plot
-from qemu_ring.report.scaling import scaling_plots
-from qemu_ring.report.stalemap import stale_map
-from qemu_ring.report.strips import Row, strip_plot
+from qemu_ring.report.plots.plot import Plot
+from qemu_ring.report.plots.scaling import scaling_plots
+from qemu_ring.report.plots.stalemap import stale_map
+from qemu_ring.report.plots.strips import Row, strip_plot
+from qemu_ring.report.plots.timeline import Subject, timeline_plot
 from qemu_ring.report.summary import DOWNTIME, GUEST_DOWNTIME, TIME, CellSummary, summarise
 from qemu_ring.report.tables import Table
-from qemu_ring.report.timeline import Subject, timeline_plot
 
 __all__ = ["Experiment", "Page", "build_page"]
 

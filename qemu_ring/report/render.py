@@ -16,8 +16,8 @@ import vl_convert
 from qemu_ring import __version__
 from qemu_ring.report import units
 from qemu_ring.report.page import Page
-from qemu_ring.report.plot import Spec
-from qemu_ring.report.theme import DARK, LIGHT
+from qemu_ring.report.plots.plot import Spec
+from qemu_ring.report.plots.theme import DARK, LIGHT
 
 __all__ = ["drawings", "html", "svg"]
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from qemu_ring.verify._kvmclock import KVMCLOCK, is_newer_clock
 from qemu_ring.verify._memory import Buffer, Memory, ProcessMemory, mapped, same
-from qemu_ring.verify._plan import READ_BYTES, How, Piece, plan
+from qemu_ring.verify._pieces import READ_BYTES, How, Piece, plan
 from qemu_ring.verify.errors import ComparisonCancelledError, VerifyError
 
 if TYPE_CHECKING:

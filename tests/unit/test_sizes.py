@@ -9,7 +9,7 @@ import click
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from qemu_ring.cli import sizes as options
+from qemu_ring.cli.frame import sizes as options
 from qemu_ring.errors import UsageError
 from qemu_ring.guestfile import fields
 from qemu_ring.sizes import (

@@ -12,7 +12,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from qemu_ring.experiment.errors import StoreError
-from qemu_ring.experiment.plan import Cell, Run
+from qemu_ring.experiment.plan.cells import Cell, Run
 from qemu_ring.experiment.results.record import (
     EXPERIMENT_SCHEMA,
     RESULT_SCHEMA,

@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 from pydantic.dataclasses import dataclass as typed
 
 from qemu_ring.experiment.errors import StoreError
-from qemu_ring.experiment.plan import Cell
+from qemu_ring.experiment.plan.cells import Cell
 
 __all__ = [
     "EXPERIMENT_SCHEMA",

@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Any
 
 from qemu_ring.experiment.errors import StoreError
-from qemu_ring.experiment.inputs import changed_file, input_digests
-from qemu_ring.experiment.plan import ExperimentPlan
+from qemu_ring.experiment.plan.cells import ExperimentPlan
+from qemu_ring.experiment.plan.inputs import changed_file, input_digests
 from qemu_ring.experiment.results.journal import Journal, write_whole
 from qemu_ring.experiment.results.reader import (
     EXPERIMENT_FILE,

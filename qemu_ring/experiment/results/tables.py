@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from qemu_ring.errors import UsageError
-from qemu_ring.experiment.parameters import PARAMETERS
+from qemu_ring.experiment.plan.parameters import PARAMETERS
 from qemu_ring.experiment.results.reader import Results, read_results
 from qemu_ring.experiment.results.record import (
     IterationRecord,

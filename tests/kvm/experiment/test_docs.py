@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from qemu_ring.cli.experiment import experiment
+from qemu_ring.cli.experiment.command import experiment
 from qemu_ring.experiment import ExperimentFileError, Status, json_schema, parse_experiment
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -263,8 +263,8 @@ async def test_two_runs_at_the_same_time(
 def _why_no_netem() -> str | None:
     """Ask the kernel, in a process of its own, for a namespace cannot be left."""
     script = (
-        "from qemu_ring.experiment.network import enter_network;"
-        "from qemu_ring.experiment.schema import NetworkPart;"
+        "from qemu_ring.experiment.run.network import enter_network;"
+        "from qemu_ring.experiment.plan.schema import NetworkPart;"
         "enter_network(NetworkPart(latency_seconds=0.001))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)

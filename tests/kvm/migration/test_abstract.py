@@ -46,7 +46,7 @@ async def test_by_a_name(patched_qemu: Path, tmp_path: Path, multifd: Multifd | 
     try:
         result = await migrate(qemus, AbstractUnix(name), multifd)
         assert result.channel == f"unix:@{name}"
-        assert result.aftermath.guest_at is GuestAt.DESTINATION
+        assert result.outcome.guest_at is GuestAt.DESTINATION
         assert not [path for path in folder_of(tmp_path) if "test" in path.name]
         qemus.assert_alive()
     finally:

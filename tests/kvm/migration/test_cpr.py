@@ -52,7 +52,7 @@ async def test_transfer(start_pair: StartPair, patched_qemu: Path) -> None:
             result = await migration.complete(timeout=60)
         assert migration.destination is not None
         async with migration.destination as successor:
-            assert result.aftermath.guest_at is GuestAt.DESTINATION
+            assert result.outcome.guest_at is GuestAt.DESTINATION
             assert result.totals.pages_normal == 0
             assert result.totals.bytes_sent < MIB
             assert result.downtime.seconds is not None
@@ -120,7 +120,7 @@ async def test_reboot(
     async with start_pair(patched_qemu) as pair:
         async with Migration(pair.source, None, plan) as migration:
             result = await migration.complete(timeout=60)
-        assert result.aftermath.source == "postmigrate"
+        assert result.outcome.source == "postmigrate"
         assert (result.totals.bytes_sent < MIB) == ignore_shared
         written = firmware_writes(pair.memory.fd, 1)
         before = written()

@@ -67,7 +67,7 @@ async def test_guest_goes_on_with_its_disk(
         blocks = pair.blocks if verified else []
         async with Migration(pair.source, pair.destination, plan, verify=blocks) as migration:
             result = await migration.complete(timeout=60)
-        assert result.aftermath.guest_at is GuestAt.DESTINATION
+        assert result.outcome.guest_at is GuestAt.DESTINATION
         assert result.switched_to_postcopy == (kind == "postcopy")
         assert result.downtime.seconds is not None
         assert result.downtime.seconds > 0
@@ -89,7 +89,7 @@ async def test_postcopy_goes_on_long_before_it_is_complete(
             await pair.wait_writing_at_destination()
             assert migration.status == "postcopy-active"
             result = await migration.complete(timeout=60)
-        assert result.aftermath.guest_at is GuestAt.DESTINATION
+        assert result.outcome.guest_at is GuestAt.DESTINATION
 
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["left", "completed"])

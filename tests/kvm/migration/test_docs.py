@@ -12,7 +12,7 @@ import click
 import pytest
 
 import qemu_ring.migration
-from qemu_ring.cli.migrate import migrate
+from qemu_ring.cli.migrate.command import migrate
 
 TEXT = (Path(__file__).resolve().parents[3] / "docs/migration.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

@@ -167,7 +167,7 @@ async def test_to_a_file_and_back(
     async with start_pair(binary) as pair:
         async with Migration(pair.source, None, plan) as migration:
             result = await migration.complete(timeout=60)
-        assert result.aftermath.source == "postmigrate"
+        assert result.outcome.source == "postmigrate"
         assert names(tmp_path) == ["saved"]
         await commands.stop(pair.destination.monitor)
         paused = MigrationPlan(

@@ -215,7 +215,7 @@ async def test_waiting_goes_on_and_the_result_tells_when_it_was_known(
                 await asyncio.wait_for(event.wait(), 100)
             await migration.set_parameters(max_bandwidth=0, downtime_limit=20)
             result = await migration.complete(timeout=100)
-        assert result.aftermath.guest_at is GuestAt.DESTINATION
+        assert result.outcome.guest_at is GuestAt.DESTINATION
     outcome = result.goal
     assert outcome is not None
     assert not outcome.kept

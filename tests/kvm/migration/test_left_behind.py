@@ -123,7 +123,7 @@ async def test_destination_that_was_set_up_and_never_told_to_listen(
     tls = ["--tls-dir", str(certificates), "--tls-hostname", "ring.test"]
     program = (
         "import os, signal, sys\n"
-        "from qemu_ring.migration.arrival import Arrival\n"
+        "from qemu_ring.migration.engine.destination import Arrival\n"
         "async def expect(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
         "Arrival.expect = expect\n"
         "from qemu_ring.cli.main import main\n"
@@ -145,7 +145,7 @@ async def test_destination_that_was_set_up_and_never_told_to_listen(
 
 KILL_WHEN_COMPARED = """
 import os, signal, sys
-from qemu_ring.migration import ending
+from qemu_ring.migration.engine import completion as ending
 async def compare(_): os.kill(os.getpid(), signal.SIGKILL)
 ending.compare = compare
 from qemu_ring.cli.main import main

@@ -68,10 +68,10 @@ async def test_source_that_stays_lost(qemus: Qemus, address: Path | tuple[str, i
                 await until(lambda: migration.status == "active", "it is active")
                 await proxy.cut()
                 await migration.complete()
-    aftermath = caught.value.aftermath
-    assert aftermath is not None
-    assert (aftermath.source, aftermath.guest_at) == ("unknown", GuestAt.UNKNOWN)
-    assert not aftermath.lost
+    outcome = caught.value.outcome
+    assert outcome is not None
+    assert (outcome.source, outcome.guest_at) == ("unknown", GuestAt.UNKNOWN)
+    assert not outcome.lost
     text = str(caught.value)
     assert "what became of its QEMU is not known" in text
     assert "end neither QEMU" in text
@@ -100,7 +100,7 @@ async def test_source_that_comes_back(qemus: Qemus, address: Path | tuple[str, i
         await migration.set_parameters(max_bandwidth=FAST, downtime_limit=1.0)
         result = await migration.complete(timeout=DEADLINE)
         assert result.status == "completed"
-        assert result.aftermath.guest_at is GuestAt.DESTINATION
+        assert result.outcome.guest_at is GuestAt.DESTINATION
         assert (await commands.query_parameters(source.monitor))["max-bandwidth"] == FAST
     qemus.assert_alive()
 
@@ -119,7 +119,7 @@ async def test_destination_that_comes_back(qemus: Qemus, tmp_path: Path) -> None
         await until(lambda: not destination.monitor.connected, "it is lost")
         await proxy.listen()
         result = await completing
-        assert result.aftermath.guest_at is GuestAt.DESTINATION
+        assert result.outcome.guest_at is GuestAt.DESTINATION
         assert (await commands.query_status(destination.monitor)).running
         assert result.downtime.seconds is None or result.downtime.seconds > 0
     qemus.assert_alive()
@@ -138,8 +138,8 @@ async def test_another_qemu_in_its_place(qemus: Qemus, tmp_path: Path) -> None:
                 proxy.upstream = Path(qemus.destination)
                 await proxy.listen()
                 await migration.complete()
-    assert caught.value.aftermath is not None
-    assert caught.value.aftermath.guest_at is GuestAt.UNKNOWN
+    assert caught.value.outcome is not None
+    assert caught.value.outcome.guest_at is GuestAt.UNKNOWN
     await found_alive(qemus)
 
 
@@ -152,5 +152,5 @@ async def test_source_that_has_ended_is_known_to(qemus: Qemus) -> None:
                 qemus.processes[0].kill()
                 await migration.complete()
         assert source.life is Life.ENDED
-    assert caught.value.aftermath is not None
-    assert caught.value.aftermath.source is None
+    assert caught.value.outcome is not None
+    assert caught.value.outcome.source is None

@@ -26,7 +26,7 @@ from qemu_ring.migration import (
     Tcp,
     Unix,
 )
-from qemu_ring.migration.channel import Connection
+from qemu_ring.migration.channels.channel import Connection
 from qemu_ring.qmp import MigrationStatus, Monitor, commands
 from tests.kvm.migration.refusals import may_be_refused
 from tests.waiting import DEADLINE, until
@@ -89,7 +89,7 @@ async def test_guest_writes_while_its_memory_follows(
         )
         result = await complete(migration)
         assert result.switched_to_postcopy
-        assert result.aftermath.guest_at is GuestAt.DESTINATION
+        assert result.outcome.guest_at is GuestAt.DESTINATION
         assert result.totals.postcopy_requests > 0
         assert result.downtime.seconds is not None
         assert result.downtime.seconds < result.seconds
@@ -207,8 +207,8 @@ async def test_recovery_after_the_channel_broke(
                 await wire.cut()
                 with pytest.raises(PostcopyPausedError) as caught:
                     await migration.complete(timeout=DEADLINE)
-                assert caught.value.aftermath is not None
-                assert caught.value.aftermath.recoverable
+                assert caught.value.outcome is not None
+                assert caught.value.outcome.recoverable
                 with pytest.raises(MigrationError, match="cannot be cancelled"):
                     await migration.cancel()
                 await migration.recover(again)

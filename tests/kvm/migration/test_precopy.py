@@ -73,8 +73,8 @@ async def test_arrives_whole_and_tells_all(start_pair: StartPair, channel: Chann
     assert result.status is MigrationStatus.COMPLETED
     assert result.comparison is not None
     assert result.comparison.equal
-    assert result.aftermath.guest_at is GuestAt.DESTINATION
-    assert result.aftermath.source == "postmigrate"
+    assert result.outcome.guest_at is GuestAt.DESTINATION
+    assert result.outcome.source == "postmigrate"
     assert [one.number for one in seen] == list(range(1, len(seen) + 1))
     assert tuple(seen) == result.timeline.iterations
     assert result.totals.iterations >= len(seen) >= 2
@@ -102,8 +102,8 @@ async def test_guest_of_four_vcpus_left_paused(start_pair: StartPair) -> None:
         plan = MigrationPlan(leave_paused=True)
         async with Migration(pair.source, pair.destination, plan) as migration:
             result = await migration.complete()
-        assert result.aftermath.destination == "paused"
-        assert result.aftermath.guest_at is GuestAt.NOWHERE
+        assert result.outcome.destination == "paused"
+        assert result.outcome.guest_at is GuestAt.NOWHERE
         assert result.downtime.seconds is None
         assert result.downtime.switchover_seconds is not None
 
@@ -115,7 +115,7 @@ async def test_guest_that_was_paused_stays_so(start_pair: StartPair) -> None:
             result = await migration.complete()
         assert result.comparison is not None
         assert result.comparison.equal
-        assert result.aftermath.destination == "paused"
+        assert result.outcome.destination == "paused"
         assert result.downtime.seconds is None
 
 
@@ -163,12 +163,12 @@ async def test_cancel_in_the_first_pass(start_pair: StartPair) -> None:
         before = await settings(pair.source)
         plan = MigrationPlan(channel=Unix(), max_bandwidth=SLOW)
         async with Migration(pair.source, pair.destination, plan) as migration:
-            aftermath = await migration.cancel()
+            outcome = await migration.cancel()
             with pytest.raises(MigrationCancelledError, match="runs on at the source"):
                 await migration.complete()
             with pytest.raises(MigrationError, match="nothing to cancel, it is cancelled"):
                 await migration.cancel()
-        assert aftermath.guest_at is GuestAt.SOURCE
+        assert outcome.guest_at is GuestAt.SOURCE
         assert await settings(pair.source) == before
         await pair.assert_source_goes_on()
 
@@ -191,8 +191,8 @@ async def test_cancel_before_the_switchover(start_pair: StartPair) -> None:
         async with Migration(pair.source, pair.destination, plan) as migration:
             async for _ in migration.iterations():
                 pass
-            aftermath = await migration.cancel()
-        assert aftermath.guest_at is GuestAt.SOURCE
+            outcome = await migration.cancel()
+        assert outcome.guest_at is GuestAt.SOURCE
         await pair.assert_source_goes_on()
 
 
@@ -281,8 +281,8 @@ async def test_abort_rules(start_pair: StartPair, rules: AbortRules, why: str) -
         async with Migration(pair.source, pair.destination, plan) as migration:
             with pytest.raises(MigrationAbortedError, match=why) as caught:
                 await migration.complete(timeout=60)
-        assert caught.value.aftermath is not None
-        assert caught.value.aftermath.guest_at is GuestAt.SOURCE
+        assert caught.value.outcome is not None
+        assert caught.value.outcome.guest_at is GuestAt.SOURCE
         await pair.assert_source_goes_on()
 
 
@@ -293,8 +293,8 @@ async def test_killed_destination(start_pair: StartPair) -> None:
             pair.destination.kill()
             with pytest.raises(MigrationError, match="runs on at the source") as caught:
                 await migration.complete(timeout=DEADLINE)
-        assert caught.value.aftermath is not None
-        assert caught.value.aftermath.destination is None
+        assert caught.value.outcome is not None
+        assert caught.value.outcome.destination is None
         await pair.assert_source_goes_on()
 
 
@@ -305,9 +305,9 @@ async def test_killed_source(start_pair: StartPair) -> None:
             pair.source.kill()
             with pytest.raises(MigrationError, match="the source is lost") as caught:
                 await migration.complete(timeout=DEADLINE)
-        assert caught.value.aftermath is not None
-        assert caught.value.aftermath.source is None
-        assert caught.value.aftermath.guest_at is GuestAt.NOWHERE
+        assert caught.value.outcome is not None
+        assert caught.value.outcome.source is None
+        assert caught.value.outcome.guest_at is GuestAt.NOWHERE
 
 
 # Refused before anything starts

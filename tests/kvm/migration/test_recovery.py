@@ -100,9 +100,9 @@ async def test_controller_was_killed(qemus: Qemus, broken: str) -> None:
         if broken in sides:
             await commands.migrate_pause(sides[broken].monitor)
         await commands.set_parameters(source.monitor, max_postcopy_bandwidth=0)
-        aftermath = await recover_postcopy(source, destination, timeout=60)
-        assert aftermath.guest_at is GuestAt.DESTINATION
-        assert aftermath.source == "postmigrate"
+        outcome = await recover_postcopy(source, destination, timeout=60)
+        assert outcome.guest_at is GuestAt.DESTINATION
+        assert outcome.source == "postmigrate"
         for machine in sides.values():
             info = await commands.query_migrate(machine.monitor)
             assert info.status is MigrationStatus.COMPLETED
@@ -122,8 +122,8 @@ async def test_nothing_to_recover(qemus: Qemus) -> None:
             MigrationError, match=r"no migration to recover.*is none.*'s none"
         ) as no:
             await recover_postcopy(source, destination)
-        assert no.value.aftermath is not None
-        assert no.value.aftermath.guest_at is GuestAt.SOURCE
+        assert no.value.outcome is not None
+        assert no.value.outcome.guest_at is GuestAt.SOURCE
 
 
 @may_be_refused
@@ -151,8 +151,8 @@ async def test_what_was_encrypted_stays_so(
             parameters = await commands.query_parameters(machine.monitor)
             assert parameters["tls-creds"] == "qemu-ring-tls"
         await commands.set_parameters(source.monitor, max_postcopy_bandwidth=0)
-        aftermath = await recover_postcopy(source, destination, Unix(), timeout=60)
-        assert aftermath.guest_at is GuestAt.DESTINATION
+        outcome = await recover_postcopy(source, destination, Unix(), timeout=60)
+        assert outcome.guest_at is GuestAt.DESTINATION
         await pair.wait_writing_at_destination()
 
 

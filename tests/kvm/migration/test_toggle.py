@@ -17,7 +17,7 @@ import pytest
 from qemu_ring.errors import DeadlineError, QemuRingError, UsageError
 from qemu_ring.guest import WorkloadControl
 from qemu_ring.machine import Accelerator, Machine
-from qemu_ring.migration.toggle import toggle
+from qemu_ring.migration.toggling.toggle import toggle
 from qemu_ring.qmp import commands
 from tests.kvm.migration.toggling import after_start, guest
 from tests.waiting import DEADLINE

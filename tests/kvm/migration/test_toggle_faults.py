@@ -14,14 +14,14 @@ import pytest
 from qemu_ring.dirty import query_dirty_limits, set_dirty_limit
 from qemu_ring.errors import DeadlineError, QemuUnsuitableError, UsageError
 from qemu_ring.machine import Machine
+from qemu_ring.migration.engine.idle import settled
 from qemu_ring.migration.errors import MigrationError
-from qemu_ring.migration.settling import settled
 from qemu_ring.qmp import Event, Listener, MigrationStatus, Monitor, commands
 from tests.kvm.migration.toggling import MIB, Guest, after_start, guest
 
 pytestmark = pytest.mark.ring
 
-MODULE = importlib.import_module("qemu_ring.migration.toggle")  # its function hides it
+MODULE = importlib.import_module("qemu_ring.migration.toggling.toggle")  # its function hides it
 STEPS = ("started", "listening", "begun", "stopped", "sent", "arrived")
 """Those before the twin is told to let the guest run."""
 

@@ -42,7 +42,7 @@ async def test_comparison_is_no_part_of_the_switchover(
         compared.append(time.monotonic() - begin)
         return comparison
 
-    monkeypatch.setattr("qemu_ring.migration.ending.compare", timed)
+    monkeypatch.setattr("qemu_ring.migration.engine.completion.compare", timed)
     async with start_pair() as pair:
         migration = Migration(pair.source, pair.destination, verify=pair.blocks)
         async with migration:
@@ -60,7 +60,7 @@ def stale(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (await compare(blocks)).equal
         return Comparison(1, 1, 1, (StalePage("ram", 0, "a", "b"),))
 
-    monkeypatch.setattr("qemu_ring.migration.ending.compare", find)
+    monkeypatch.setattr("qemu_ring.migration.engine.completion.compare", find)
 
 
 @pytest.mark.usefixtures("stale")
@@ -81,14 +81,14 @@ async def test_stale_guest_goes_on_at_the_source_with_its_disk(
             result = await migration.complete(timeout=60)
         assert result.comparison is not None
         assert not result.comparison.equal
-        assert result.aftermath.destination == "paused"
+        assert result.outcome.destination == "paused"
         assert result.switched_to_postcopy == (kind == "postcopy")
         if kind == "postcopy" and pair.source.monitor.version < (10, 0, 0):
             # Its destination takes the disks as soon as it has the devices.
-            assert result.aftermath.guest_at is GuestAt.NOWHERE
+            assert result.outcome.guest_at is GuestAt.NOWHERE
             assert "lock" in result.problem
             return
-        assert result.aftermath.guest_at is GuestAt.SOURCE
+        assert result.outcome.guest_at is GuestAt.SOURCE
         assert result.problem == ""
         await pair.assert_source_goes_on()
 
@@ -101,7 +101,7 @@ async def test_stale_guest_goes_on_at_the_destination_if_it_is_to(
     async with start_pair(binary) as pair:
         async with Migration(pair.source, pair.destination, plan, verify=pair.blocks) as migration:
             result = await migration.complete(timeout=60)
-        assert result.aftermath.guest_at is GuestAt.DESTINATION
+        assert result.outcome.guest_at is GuestAt.DESTINATION
         await pair.wait_writing_at_destination()
 
 
@@ -116,7 +116,7 @@ async def test_cancelled_while_memory_is_compared(
         await asyncio.Event().wait()
         raise AssertionError
 
-    monkeypatch.setattr("qemu_ring.migration.ending.compare", forever)
+    monkeypatch.setattr("qemu_ring.migration.engine.completion.compare", forever)
     plan = MigrationPlan(channel=Unix())
     if kind == "postcopy":
         plan = MigrationPlan(kind=Postcopy(), **SLOW)  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ async def test_guest_that_is_paused_on_the_way_stays_so(
             await commands.stop(pair.source.monitor)
             await migration.set_parameters(max_bandwidth=1 << 40)
             result = await migration.complete(timeout=60)
-        assert (result.aftermath.source, result.aftermath.destination) == ("postmigrate", "paused")
+        assert (result.outcome.source, result.outcome.destination) == ("postmigrate", "paused")
         assert result.downtime.seconds is None
 
 
@@ -157,6 +157,6 @@ async def test_paused_and_let_run_again_on_the_way(start_pair: StartPair, binary
             await commands.cont(pair.source.monitor)
             await migration.set_parameters(max_bandwidth=1 << 40, downtime_limit=1)
             result = await migration.complete(timeout=60)
-        assert result.aftermath.guest_at is GuestAt.DESTINATION
+        assert result.outcome.guest_at is GuestAt.DESTINATION
         assert result.downtime.seconds is not None
         await pair.wait_writing_at_destination()

@@ -19,7 +19,7 @@ from qemu_ring.machine import (
     probe_kvm,
     probe_qemu,
 )
-from qemu_ring.migration.toggle import Toggled, toggle
+from qemu_ring.migration.toggling.toggle import Toggled, toggle
 
 MIB = 1 << 20
 RAM = 64 * MIB

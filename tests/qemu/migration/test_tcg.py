@@ -52,7 +52,7 @@ async def test_precopy(qemu_path: Path) -> None:
             result = await migration.complete(timeout=60)
     assert result.comparison is not None
     assert result.comparison.equal
-    assert result.aftermath.guest_at is GuestAt.DESTINATION
+    assert result.outcome.guest_at is GuestAt.DESTINATION
     assert result.downtime.seconds is not None
 
 

@@ -22,7 +22,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from qemu_ring.build import BuildOptions, build_qemu
-from qemu_ring.cli.running import run
+from qemu_ring.cli.frame.running import run
 from qemu_ring.errors import QemuRingError
 source, patches, cache = map(Path, sys.argv[1:])
 try:

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from qemu_ring.cli import migrate
-from qemu_ring.cli.migrate_plan import (
+from qemu_ring.cli.migrate import command as migrate
+from qemu_ring.cli.migrate.plan_options import (
     plan_of,
     require_new_file,
     require_saved_guest,

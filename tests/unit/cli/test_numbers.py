@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 import pytest
 
-from qemu_ring.cli.numbers import Number, Whole
-from qemu_ring.cli.sizes import RATE, SECONDS, SIZE
+from qemu_ring.cli.frame.numbers import Number, Whole
+from qemu_ring.cli.frame.sizes import RATE, SECONDS, SIZE
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400", "-1e400", "NaN", "infinity"])

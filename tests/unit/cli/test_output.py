@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from qemu_ring.cli import output
-from qemu_ring.cli.migrate import _in_short
-from qemu_ring.cli.output import Reminder, progress_bar
+from qemu_ring.cli.frame import output
+from qemu_ring.cli.frame.output import Reminder, progress_bar
+from qemu_ring.cli.migrate.command import _in_short
 from qemu_ring.migration import Sample
 from qemu_ring.qmp import MigrationStatus
 

@@ -76,7 +76,7 @@ def test_light_commands_import_no_layer() -> None:
 def test_interrupted_while_it_imports() -> None:
     program = (
         "import os, signal, sys\n"
-        "from qemu_ring.cli.starting import quiet_interrupts\n"
+        "from qemu_ring.cli.frame.starting import quiet_interrupts\n"
         # A shell's background processes ignore it, and so would this one.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with quiet_interrupts():\n"

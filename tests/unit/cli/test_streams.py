@@ -58,7 +58,7 @@ def test_no_descriptor_takes_a_closed_streams_number(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import os\n"
-        "from qemu_ring.cli.streams import guard_streams\n"
+        "from qemu_ring.cli.frame.streams import guard_streams\n"
         "guard_streams()\n"
         "os._exit(os.open('/dev/null', os.O_RDONLY))\n"
     )
@@ -92,7 +92,7 @@ def test_names_that_are_no_text(tmp_path: Path, charset: str, arrow: bytes) -> N
 def test_any_text_can_be_written(charset: str) -> None:
     """By print and by rich; each character in some way, the others as they are."""
     program = (
-        "from qemu_ring.cli.streams import guard_streams; guard_streams()\n"
+        "from qemu_ring.cli.frame.streams import guard_streams; guard_streams()\n"
         "from rich.console import Console\n"
         "text = 'a \\udcff \\u2192 \\U0001f600 \\xe9 z'\n"
         "print(text); Console(highlight=False).print(text, emoji=False)\n"

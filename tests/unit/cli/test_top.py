@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 from rich.text import Text
 
-from qemu_ring.cli.top import top
-from qemu_ring.cli.top_screen import cropped, guest_lines, guests_lines, head_line, plain_ascii
+from qemu_ring.cli.top.command import top
+from qemu_ring.cli.top.screen import cropped, guest_lines, guests_lines, head_line, plain_ascii
 from qemu_ring.dirty import RunningTracking, TrackingMode
 from qemu_ring.errors import UsageError
 from qemu_ring.memslot import DirtyRings, FlushInfo, FlushPolicy

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from qemu_ring.experiment import ExperimentPlan, Results, Store, parse_experiment, read_results
-from qemu_ring.experiment.draft import empty_record
-from qemu_ring.experiment.process import run_labels
 from qemu_ring.experiment.results.record import Status
+from qemu_ring.experiment.run.draft import empty_record
+from qemu_ring.experiment.schedule.process import run_labels
 
 EXPERIMENT = """\
 name: small

@@ -18,7 +18,7 @@ from qemu_ring.experiment import (
     parse_experiment,
     read_results,
 )
-from qemu_ring.experiment.verdicts import Verdict
+from qemu_ring.experiment.compare.verdicts import Verdict
 
 from .conftest import EXPERIMENT, Maker, Outcome, Write, outcomes
 

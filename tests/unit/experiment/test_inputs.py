@@ -15,7 +15,7 @@ from qemu_ring.experiment import (
     read_results,
     run_experiment,
 )
-from qemu_ring.experiment.inputs import changed_file, file_sha256, input_digests, qemu_changed
+from qemu_ring.experiment.plan.inputs import changed_file, file_sha256, input_digests, qemu_changed
 
 from .conftest import EXPERIMENT
 

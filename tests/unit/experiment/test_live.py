@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qemu_ring.cli.experiment_live import Live, TimeLeft
+from qemu_ring.cli.experiment.live import Live, TimeLeft
 from qemu_ring.experiment import ExperimentPlan, Results, RunRecord, Status, read_results
-from qemu_ring.experiment.draft import empty_record
-from qemu_ring.experiment.process import run_labels
+from qemu_ring.experiment.run.draft import empty_record
+from qemu_ring.experiment.schedule.process import run_labels
 
 from .conftest import Write, migration
 

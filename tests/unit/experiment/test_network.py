@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from qemu_ring.experiment.network import netem_arguments
-from qemu_ring.experiment.schema import NetworkPart
+from qemu_ring.experiment.plan.schema import NetworkPart
+from qemu_ring.experiment.run.network import netem_arguments
 
 SCRIPT = """\
 import os
 from qemu_ring.errors import HostError
-from qemu_ring.experiment.network import enter_network
-from qemu_ring.experiment.schema import NetworkPart
+from qemu_ring.experiment.run.network import enter_network
+from qemu_ring.experiment.plan.schema import NetworkPart
 before = os.readlink("/proc/self/ns/net")
 try:
     enter_network(NetworkPart(bandwidth=1000, latency_seconds=0.5, loss_percent=1.5))

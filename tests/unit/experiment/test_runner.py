@@ -22,7 +22,7 @@ from qemu_ring.experiment import (
     read_results,
     run_experiment,
 )
-from qemu_ring.experiment.together import SideBySide
+from qemu_ring.experiment.schedule.concurrency import SideBySide
 from tests.waiting import DEADLINE, until
 
 from .conftest import EXPERIMENT

@@ -13,7 +13,7 @@ from qemu_ring.dirty import Tracking
 from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.guest import Pattern, Span
 from qemu_ring.guestfile import GuestFileError, json_schema, load_guest, parse_guest
-from qemu_ring.guestfile.plan import memory_sizes, workload
+from qemu_ring.guestfile.interpretation import memory_sizes, workload
 from qemu_ring.memslot import FlushPolicy
 
 MIB = 1 << 20

@@ -248,4 +248,4 @@ async def fake_by_tcp() -> AsyncIterator[Fakes]:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A destination made up here does not end by itself."""
     for name in ("_LATE_SECONDS", "_NOTICE_SECONDS"):
-        monkeypatch.setattr(f"qemu_ring.migration.aftermath.{name}", 0.02)
+        monkeypatch.setattr(f"qemu_ring.migration.engine.outcome.{name}", 0.02)

@@ -19,9 +19,9 @@ from qemu_ring.migration import (
     Postcopy,
     Sample,
 )
-from qemu_ring.migration.convergence import Convergence
-from qemu_ring.migration.settings import source_settings
-from qemu_ring.migration.throttling import Throttle
+from qemu_ring.migration.engine.convergence import Convergence
+from qemu_ring.migration.engine.settings import source_settings
+from qemu_ring.migration.engine.throttling import Throttle
 from qemu_ring.qmp import MigrationStatus
 
 MIB = 1 << 20

@@ -40,7 +40,7 @@ def comparing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Compare], None]:
     """Have memory compared by this."""
 
     def use(compare: Compare) -> None:
-        monkeypatch.setattr("qemu_ring.migration.ending.compare", compare)
+        monkeypatch.setattr("qemu_ring.migration.engine.completion.compare", compare)
 
     return use
 
@@ -71,7 +71,7 @@ async def test_equal_memory_lets_it_go_on_there(
         fakes.source.status("setup", "active")
         fakes.arrive()
         result = await migration.complete(timeout=DEADLINE)
-    assert result.aftermath.guest_at is GuestAt.DESTINATION
+    assert result.outcome.guest_at is GuestAt.DESTINATION
     assert not fakes.destination.capabilities["late-block-activate"]
 
 
@@ -86,7 +86,7 @@ async def test_stale_memory_lets_it_go_on_where_the_plan_says(
         fakes.arrive()
         result = await migration.complete(timeout=DEADLINE)
     assert result.comparison == STALE
-    assert result.aftermath.guest_at is where
+    assert result.outcome.guest_at is where
     assert (result.downtime.seconds is None) or where is GuestAt.DESTINATION
 
 
@@ -99,7 +99,7 @@ async def test_source_that_cannot_go_on_is_told_of(
         fakes.source.status("setup", "active")
         fakes.arrive()
         result = await migration.complete(timeout=DEADLINE)
-    assert result.aftermath.guest_at is GuestAt.NOWHERE
+    assert result.outcome.guest_at is GuestAt.NOWHERE
     assert result.problem == "source: cont: no lock"
     assert states(fakes) == ("postmigrate", "paused")
 
@@ -216,7 +216,7 @@ async def test_destination_that_is_slower_than_a_deadline(fakes: Fakes) -> None:
         fakes.destination.status("completed")
         result = await migration.complete(timeout=DEADLINE)
         assert result == await migration.complete(timeout=DEADLINE)
-    assert result.aftermath.guest_at is GuestAt.DESTINATION
+    assert result.outcome.guest_at is GuestAt.DESTINATION
 
 
 async def test_guest_that_its_user_paused_on_the_way_stays_so(
@@ -231,7 +231,7 @@ async def test_guest_that_its_user_paused_on_the_way_stays_so(
         await until(lambda: fakes.source.count("query-status") > asked)
         fakes.arrive()
         result = await migration.complete(timeout=DEADLINE)
-    assert result.aftermath.guest_at is GuestAt.NOWHERE
+    assert result.outcome.guest_at is GuestAt.NOWHERE
     assert states(fakes) == ("postmigrate", "paused")
     assert result.downtime.switchover_seconds is None
 

@@ -88,8 +88,8 @@ async def test_cancelled_under_either_name(fakes: Fakes, word: str) -> None:
     fakes.source.replies["migrate_cancel"] = cancel
     async with fakes.migration() as migration:
         fakes.source.status("setup", "active")
-        aftermath = await migration.cancel()
-        assert aftermath.guest_at is GuestAt.SOURCE
+        outcome = await migration.cancel()
+        assert outcome.guest_at is GuestAt.SOURCE
         with pytest.raises(MigrationCancelledError, match="was cancelled"):
             await migration.complete()
 
@@ -126,8 +126,8 @@ async def test_destination_that_fails_after_the_source_was_done(fakes: Fakes) ->
         fakes.destination.migration["error-desc"] = "a torn page"
         with pytest.raises(MigrationError, match="the destination failed: a torn page") as caught:
             await migration.complete()
-    assert caught.value.aftermath is not None
-    assert caught.value.aftermath.guest_at is GuestAt.NOWHERE
+    assert caught.value.outcome is not None
+    assert caught.value.outcome.guest_at is GuestAt.NOWHERE
 
 
 async def test_source_that_goes_away(fakes: Fakes) -> None:
@@ -136,8 +136,8 @@ async def test_source_that_goes_away(fakes: Fakes) -> None:
         await fakes.source.stop()
         with pytest.raises(MigrationError, match="the source is lost") as caught:
             await migration.complete()
-    assert caught.value.aftermath is not None
-    assert caught.value.aftermath.source is None
+    assert caught.value.outcome is not None
+    assert caught.value.outcome.source is None
 
 
 async def test_rule_that_counts_passes(fakes: Fakes) -> None:
@@ -166,8 +166,8 @@ async def test_source_that_goes_away_before_it_begins(fakes: Fakes) -> None:
     with pytest.raises(MigrationError, match="did not begin: source: monitor gone") as caught:
         async with fakes.migration():
             pass
-    assert caught.value.aftermath is not None
-    assert caught.value.aftermath.source is None
+    assert caught.value.outcome is not None
+    assert caught.value.outcome.source is None
 
 
 async def test_source_that_goes_away_in_postcopy(fakes: Fakes) -> None:
@@ -180,9 +180,9 @@ async def test_source_that_goes_away_in_postcopy(fakes: Fakes) -> None:
         await fakes.source.stop()
         with pytest.raises(MigrationError, match="the guest is lost") as caught:
             await migration.complete()
-    assert caught.value.aftermath is not None
-    assert caught.value.aftermath.lost
-    assert not caught.value.aftermath.recoverable
+    assert caught.value.outcome is not None
+    assert caught.value.outcome.lost
+    assert not caught.value.outcome.recoverable
 
 
 async def test_source_that_goes_away_before_it_switches_over(fakes: Fakes) -> None:
@@ -217,8 +217,8 @@ async def test_channel_that_breaks_in_the_recovery(fakes: Fakes) -> None:
         fakes.source.replies["migrate"] = resume
         with pytest.raises(PostcopyPausedError) as caught:
             await migration.recover(timeout=DEADLINE)
-        assert caught.value.aftermath is not None
-        assert caught.value.aftermath.recoverable
+        assert caught.value.outcome is not None
+        assert caught.value.outcome.recoverable
         then = "active"
         await migration.recover(timeout=DEADLINE)
         fakes.destination.status("completed")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qemu_ring.errors import UsageError
-from qemu_ring.migration.former import TLS_ID, Controller
+from qemu_ring.migration.engine.previous_settings import TLS_ID, Controller
 from tests.unit.migration.conftest import refusal
 
 if TYPE_CHECKING:

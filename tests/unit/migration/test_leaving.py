@@ -78,7 +78,7 @@ async def test_postcopy_that_cannot_switch_over_is_cancelled(
     fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its channel is stuck; nothing moves."""
-    monkeypatch.setattr("qemu_ring.migration.watch._SWITCH_SECONDS", 0.02)
+    monkeypatch.setattr("qemu_ring.migration.engine.source._SWITCH_SECONDS", 0.02)
     cancels(fakes)
     async with fakes.migration(POSTCOPY) as migration:
         fakes.source.status("setup", "active")
@@ -103,7 +103,7 @@ async def test_no_switchover_is_begun_once_it_is_cancelled(fakes: Fakes) -> None
 async def test_rules_count_when_postcopy_cannot_switch_over(
     fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qemu_ring.migration.watch._SWITCH_SECONDS", 0.02)
+    monkeypatch.setattr("qemu_ring.migration.engine.source._SWITCH_SECONDS", 0.02)
     cancels(fakes)
     plan = MigrationPlan(kind=Postcopy(), channel=Unix(), abort=AbortRules(seconds=0.05))
     async with fakes.migration(plan, sample_seconds=0.01) as migration:
@@ -228,10 +228,10 @@ async def test_where_the_guest_is_when_the_source_hangs(fakes: Fakes) -> None:
         fakes.source.event("MIGRATION", status="failed")
         with pytest.raises(MigrationError, match="not known where the guest runs") as caught:
             await migration.complete(timeout=DEADLINE)
-    aftermath = caught.value.aftermath
-    assert aftermath is not None
-    assert (aftermath.source, aftermath.guest_at) == ("unknown", GuestAt.UNKNOWN)
-    assert not aftermath.lost
+    outcome = caught.value.outcome
+    assert outcome is not None
+    assert (outcome.source, outcome.guest_at) == ("unknown", GuestAt.UNKNOWN)
+    assert not outcome.lost
     # It is told all the same, and takes it when it goes on.
     assert fakes.source.count("migrate_cancel") == 1
 
@@ -244,8 +244,8 @@ async def test_guest_that_runs_twice_is_told_of(fakes: Fakes) -> None:
         fakes.source.status("failed")
         with pytest.raises(MigrationError, match="the guest runs TWICE") as caught:
             await migration.complete(timeout=DEADLINE)
-    assert caught.value.aftermath is not None
-    assert caught.value.aftermath.guest_at is GuestAt.BOTH
+    assert caught.value.outcome is not None
+    assert caught.value.outcome.guest_at is GuestAt.BOTH
 
 
 def children() -> list[str]:

@@ -17,9 +17,9 @@ import pytest
 from qemu_ring.errors import DeadlineError
 from qemu_ring.machine import named_socket
 from qemu_ring.migration.errors import MigrationError
-from qemu_ring.migration.owner import GuestOwner, ToggleRequest, request_toggle
+from qemu_ring.migration.toggling.owner import GuestOwner, ToggleRequest, request_toggle
 
-MODULE = importlib.import_module("qemu_ring.migration.owner")
+MODULE = importlib.import_module("qemu_ring.migration.toggling.owner")
 REQUEST = ToggleRequest(tracking="bitmap")
 LISTEN = "import socket, sys; socket.socket(fileno=int(sys.argv[1])).listen()"
 

@@ -27,7 +27,7 @@ from qemu_ring.migration import (
     Unix,
     Xbzrle,
 )
-from qemu_ring.migration.settings import (
+from qemu_ring.migration.engine.settings import (
     MANAGED_CAPABILITIES,
     destination_settings,
     source_settings,

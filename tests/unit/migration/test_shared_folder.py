@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.errors import UsageError
-from qemu_ring.migration import shared_folder
-from qemu_ring.migration.shared_folder import SharedFolder
+from qemu_ring.migration.channels import shared_folder
+from qemu_ring.migration.channels.shared_folder import SharedFolder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from qemu_ring.cli.prometheus import metrics_server, parse_listen_address
+from qemu_ring.cli.top.prometheus import metrics_server, parse_listen_address
 from qemu_ring.errors import UsageError
 from qemu_ring.observe.metrics import GuestsCollector
 from qemu_ring.observe.snapshot import GuestSnapshot, Presence

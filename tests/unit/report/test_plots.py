@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from qemu_ring.experiment import Results
-from qemu_ring.report.plot import slug
-from qemu_ring.report.scaling import scaling_plots
-from qemu_ring.report.stalemap import stale_map
-from qemu_ring.report.strips import Row, strip_plot
+from qemu_ring.report.plots.plot import slug
+from qemu_ring.report.plots.scaling import scaling_plots
+from qemu_ring.report.plots.stalemap import stale_map
+from qemu_ring.report.plots.strips import Row, strip_plot
+from qemu_ring.report.plots.timeline import Subject, timeline_plot
 from qemu_ring.report.summary import DOWNTIME, TIME, summarise
-from qemu_ring.report.timeline import Subject, timeline_plot
 
 Read = Callable[..., Results]
 MIB = 1 << 20

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from qemu_ring.experiment import read_results
-from qemu_ring.experiment.draft import empty_record
 from qemu_ring.experiment.results.record import Status
+from qemu_ring.experiment.run.draft import empty_record
 from qemu_ring.report.page import build_page
 
 

@@ -20,7 +20,7 @@ from qemu_ring.verify import (
     compare,
     compare_blocks,
 )
-from qemu_ring.verify._plan import MAP_BYTES, READ_BYTES
+from qemu_ring.verify._pieces import MAP_BYTES, READ_BYTES
 from tests.unit.verify.conftest import fd_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 
 from qemu_ring.errors import ExitStatus, QemuRingError
 from qemu_ring.verify import Block, Comparison, StalePage, VerifyError, compare, compare_blocks
-from qemu_ring.verify._plan import MAP_BYTES, READ_BYTES
+from qemu_ring.verify._pieces import MAP_BYTES, READ_BYTES
 from tests.unit.verify.conftest import fd_of
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qemu_ring.verify import Block, compare_blocks
-from qemu_ring.verify._plan import MAP_BYTES, READ_BYTES, How, plan
+from qemu_ring.verify._pieces import MAP_BYTES, READ_BYTES, How, plan
 
 if TYPE_CHECKING:
     from tests.unit.verify.conftest import MakeMemory

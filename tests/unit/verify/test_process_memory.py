@@ -10,7 +10,7 @@ import pytest
 from qemu_ring.errors import UsageError
 from qemu_ring.migration.blocks import require_comparable
 from qemu_ring.verify import Block, ProcessMemory, VerifyError, compare_blocks
-from qemu_ring.verify._plan import READ_BYTES
+from qemu_ring.verify._pieces import READ_BYTES
 
 PAGE = 4096
 SIZE = 3 * READ_BYTES + 5 * PAGE

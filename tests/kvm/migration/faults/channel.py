@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from qemu_ring.migration import Channel, Fd
-from qemu_ring.migration.channel import Connection
+from qemu_ring.migration.channels.channel import Connection
 from qemu_ring.qmp import Monitor
 
 __all__ = ["Strike", "Struck"]

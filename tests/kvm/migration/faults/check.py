@@ -123,9 +123,9 @@ async def check(outcome: Outcome, sides: Sides, error: QemuRingError | None) -> 
     if not isinstance(error, MigrationError):
         outcome.wrong.append(f"not a MigrationError: {error!r}")
         return
-    told = error.aftermath
+    told = error.outcome
     if told is None:
-        outcome.wrong.append(f"no aftermath: {error}")
+        outcome.wrong.append(f"no outcome: {error}")
         return
     if told.source != states[GuestAt.SOURCE]:
         outcome.wrong.append(f"source told {told.source}, is {states[GuestAt.SOURCE]}")
@@ -139,7 +139,7 @@ async def check(outcome: Outcome, sides: Sides, error: QemuRingError | None) -> 
 
 def is_lost(error: QemuRingError | None) -> bool:
     """Whether it was told that the guest is lost, though it may run on for a moment."""
-    told = error.aftermath if isinstance(error, MigrationError) else None
+    told = error.outcome if isinstance(error, MigrationError) else None
     return told is not None and told.lost
 
 

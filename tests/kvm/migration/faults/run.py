@@ -97,7 +97,7 @@ class Run:
             try:
                 return await self._go(migration)
             except PostcopyPausedError as error:
-                told = error.aftermath
+                told = error.outcome
                 if self.fault.kind is not Kind.CUT or told is None or not told.recoverable:
                     raise
             # The guest has survived if it can be recovered.

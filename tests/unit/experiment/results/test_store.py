@@ -19,9 +19,9 @@ from qemu_ring.experiment import (
     read_results,
     rows,
 )
-from qemu_ring.experiment.draft import empty_record
-from qemu_ring.experiment.process import run_labels
 from qemu_ring.experiment.results.record import Status
+from qemu_ring.experiment.run.draft import empty_record
+from qemu_ring.experiment.schedule.process import run_labels
 from tests.unit.experiment.conftest import EXPERIMENT, Write, outcomes
 
 YESTERDAY = Path(__file__).parents[1] / "data" / "v1"

@@ -1,0 +1,1 @@
+"""`qemu-ring experiment`: plans, runs, results."""

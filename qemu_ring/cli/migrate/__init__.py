@@ -1,0 +1,1 @@
+"""`qemu-ring migrate`, and `control`, which changes a migration under way."""

@@ -1,0 +1,1 @@
+"""`qemu-ring top`: on the screen, or as metrics."""

@@ -1,0 +1,1 @@
+"""Two sets of results against each other: what differs, and how sure that is."""

@@ -1,0 +1,1 @@
+"""What an experiment is: its file, its cells, the order of its runs."""

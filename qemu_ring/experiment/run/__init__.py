@@ -1,0 +1,1 @@
+"""One run: guests started, migrated, compared, and its record made."""

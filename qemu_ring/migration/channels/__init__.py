@@ -1,0 +1,1 @@
+"""What a migration's bytes go through."""

@@ -1,0 +1,1 @@
+"""A running guest moved to another way of tracking, its memory left where it is."""
