@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import replace
 from statistics import median
@@ -24,6 +25,10 @@ _LATE_PASSES: Final = 2
 _WINDOW: Final = 4
 """Passes, by which it is reckoned how fast it becomes less."""
 _BANDWIDTHS: Final = 5
+_BANDWIDTH_SECONDS: Final = 0.2
+"""Until QEMU's figure, of a tenth of a second, tells nothing of what was before."""
+_NEVER_PASSES: Final = 3
+"""Begun, from which on it can be said that they get no further."""
 _MARGIN: Final = 1.1
 _SWITCH_MARGIN: Final = 1.25
 _FIRST_PASS_SHARE: Final = 0.25
@@ -54,6 +59,8 @@ class Convergence:
         self._missed = False
         self._decisions: list[GoalDecision] = []
         self._bandwidths: deque[float] = deque(maxlen=_BANDWIDTHS)
+        self._bandwidth_from = 0.0
+        self._bandwidth_is_stale = False
         self._starts: deque[_PassStart] = deque(maxlen=_WINDOW)
         self._iteration = 0
         self._first: _PassStart | None = None
@@ -91,8 +98,7 @@ class Convergence:
     def resumed(self, paused_seconds: float) -> None:
         """Leave a time out of account in which nothing was to be sent."""
         self._paused_seconds += paused_seconds
-        self._starts.clear()
-        self._bandwidths.clear()
+        self._bandwidth_is_stale = True  # it is that of the pause
         self._restart()
 
     def observe(self, sample: Sample) -> list[GoalDecision]:
@@ -100,8 +106,7 @@ class Convergence:
         if self._done or sample.status is not MigrationStatus.ACTIVE:
             return []
         begun = sample.iteration > self._iteration
-        if sample.bandwidth > 0:
-            self._bandwidths.append(sample.bandwidth)
+        self._note_bandwidth(sample)
         if begun:
             self._note_pass(sample)
         made = self._decide(sample, begun=begun)
@@ -143,6 +148,17 @@ class Convergence:
 
     # GoalFigures
 
+    def _note_bandwidth(self, sample: Sample) -> None:
+        if self._iteration < 2 <= sample.iteration:
+            # Zero pages are next to no bytes: a first pass of many looks like a slow channel.
+            self._bandwidth_is_stale = True
+        if self._bandwidth_is_stale:
+            self._bandwidth_is_stale = False
+            self._bandwidths.clear()
+            self._bandwidth_from = sample.seconds + _BANDWIDTH_SECONDS
+        if sample.bandwidth > 0 and sample.seconds >= self._bandwidth_from:
+            self._bandwidths.append(sample.bandwidth)
+
     def _note_pass(self, sample: Sample) -> None:
         passes = sample.iteration - self._iteration
         self._iteration = sample.iteration
@@ -160,6 +176,8 @@ class Convergence:
         else:
             self._without_progress += passes
         needed = self._seconds_needed(sample)
+        if needed == math.inf and not self._may_have_stalled(sample):
+            return  # too soon to say so; yet it is no sign that it gets on
         is_late = needed is not None and self._elapsed(sample) + needed > self.goal.within
         self._late = self._late + 1 if is_late else 0
 
@@ -186,6 +204,7 @@ class Convergence:
         return remaining / self._bandwidth if self._bandwidth else None
 
     def _seconds_needed(self, sample: Sample) -> float | None:
+        """As in the figures, but infinite if it never can."""
         if len(self._starts) < 2 or not self._bandwidth:
             return None
         first, last = self._starts[0], self._starts[-1]
@@ -194,17 +213,18 @@ class Convergence:
             return 0.0
         drained, seconds = first.remaining - last.remaining, last.seconds - first.seconds
         if drained <= 0 or seconds <= 0:
-            return None
+            return math.inf if len(self._starts) >= _NEVER_PASSES else None
         return max(excess / (drained / seconds) - (sample.seconds - last.seconds), 0.0)
 
     def _figures(self, sample: Sample) -> GoalFigures:
+        seconds_needed = self._seconds_needed(sample)
         return GoalFigures(
             iteration=sample.iteration,
             remaining=sample.remaining,
             bandwidth=self._bandwidth,
             dirty_rate=sample.dirty_rate,
             downtime_needed=self._downtime_needed(sample.remaining),
-            seconds_needed=self._seconds_needed(sample),
+            seconds_needed=None if seconds_needed == math.inf else seconds_needed,
             passes_without_progress=self._without_progress,
             throttle=sample.throttle,
         )
@@ -239,12 +259,14 @@ class Convergence:
         return made
 
     def _is_stalled(self, sample: Sample) -> bool:
+        return self._without_progress >= _STALL_PASSES and self._may_have_stalled(sample)
+
+    def _may_have_stalled(self, sample: Sample) -> bool:
+        """Whether the last progress is long enough ago."""
         within = self.goal.within
         # A throttle takes hold step by step, a step in some seconds.
         least = min(1.0, within / 20) if self._level is None else min(10.0, within / 8)
-        return (
-            self._without_progress >= _STALL_PASSES and sample.seconds - self._progress_at >= least
-        )
+        return sample.seconds - self._progress_at >= least
 
     def _step_due(self, elapsed: float) -> int:
         """By half of the time after the first pass all of the goal's downtime is allowed."""
@@ -295,6 +317,8 @@ class Convergence:
     def _why_late(self, sample: Sample, elapsed: float) -> str:
         needed = self._seconds_needed(sample)
         assert needed is not None
+        if needed == math.inf:
+            return "the latest passes had no less to send, one after the other"
         return (
             f"at this pace it takes {needed:,.1f} s more, and {self.goal.within - elapsed:,.1f} s "
             "are left"

@@ -117,6 +117,15 @@ async def test_guest_that_never_does_is_given_up_as_soon_as_that_is_known(
         assert await settings(pair.source) == before
 
 
+async def test_zero_pages_make_no_channel_slow(start_pair: StartPair, binary: Path) -> None:
+    """A first pass over next to nothing else: QEMU measures hundreds of KiB a second."""
+    told: list[GoalDecision] = []
+    async with start_pair(binary, pages_per_second=200) as pair:
+        _, outcome = await migrate(pair, Goal(WITHIN, 1.0, "postcopy"), 32 * MIB, told)
+    assert outcome.kept, outcome.reason
+    assert GoalAction.POSTCOPY not in {one.action for one in told}
+
+
 async def test_guest_that_never_does_by_postcopy(start_pair: StartPair, binary: Path) -> None:
     goal = Goal(WITHIN, 2.0, "postcopy", postcopy_bandwidth=400 * MIB)
     async with start_pair(binary, pages_per_second=None) as pair:

@@ -198,6 +198,51 @@ def test_gives_up_when_throttling_does_not_help() -> None:
     assert went.seconds > last.seconds + 20  # the last step had time to take hold
 
 
+def active(seconds: float, iteration: int, remaining: int, bandwidth: float) -> Sample:
+    state = MigrationStatus.ACTIVE
+    rest = (None, None, None, None)
+    return Sample(seconds, state, iteration, 0, remaining, MIB, bandwidth, *rest)
+
+
+def test_first_pass_over_zero_pages_does_not_make_the_channel_slow() -> None:
+    """They are next to no bytes: QEMU measures half a MiB a second, and tells it a while longer."""
+    convergence = Convergence(Goal(15, 0.2, "postcopy"))
+    for tenth in range(1, 15):
+        assert convergence.observe(active(tenth / 10, 1, 900 * MIB // tenth, MIB / 2)) == []
+    for seconds in (1.5, 1.55, 1.6, 1.65):
+        assert convergence.observe(active(seconds, 2, 10 * MIB, MIB / 2)) == []
+    assert convergence.observe(active(1.75, 2, 5 * MIB, BANDWIDTH)) == []
+    assert convergence.observe(active(1.85, 3, 2 * MIB, BANDWIDTH)) == []
+    assert convergence.decisions == ()
+
+
+def test_bandwidth_of_a_pause_is_not_the_channels() -> None:
+    convergence = Convergence(Goal(15, 0.2, "postcopy"))
+    for tenth in range(30):
+        assert convergence.observe(active(tenth / 10, 1 + tenth // 10, 10 * MIB, BANDWIDTH)) == []
+    convergence.resumed(60)
+    assert convergence.observe(active(63, 3, 10 * MIB, MIB)) == []
+    assert convergence.observe(active(63.1, 3, 9 * MIB, MIB)) == []
+    assert convergence.observe(active(63.3, 3, 8 * MIB, BANDWIDTH)) == []
+
+
+def test_pass_that_had_more_to_send_is_no_sign_of_progress() -> None:
+    """It hovers about what it dirties in a pass: by its pace it is late, or it never will."""
+    convergence = Convergence(Goal(60, 0.2, "cancel"))
+    convergence.observe(active(0, 1, 128 * MIB, 50 * MIB))
+    made = []
+    for number, remaining in enumerate((127, 126, 127.5, 118, 126, 112), 2):
+        begun = 2.5 * (number - 1)
+        for moment in (0.0, 0.3, 1.0):
+            left = int((remaining - 50 * moment) * MIB)
+            made += convergence.observe(active(begun + moment, number, left, 50 * MIB))
+    assert [one.action for one in made if one.action is not GoalAction.LIMIT] == [GoalAction.CANCEL]
+    [cancelled] = [one for one in made if one.action is GoalAction.CANCEL]
+    assert cancelled.figures.iteration == 4
+    assert cancelled.reason == "the latest passes had no less to send, one after the other"
+    assert cancelled.as_dict()["figures"]["seconds_needed"] is None  # type: ignore[index]
+
+
 def test_time_that_is_over() -> None:
     for then in ("cancel", "throttle", "postcopy"):
         throttle = Throttle("auto-converge") if then == "throttle" else None
