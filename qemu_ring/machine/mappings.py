@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Mapping", "mappings", "opened_mapping"]
+__all__ = ["Mapping", "mappings", "opened_mapping", "path_in_process"]
 
 _PROC = Path("/proc")
+_SELF = "/proc/self/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,14 @@ def mappings(process: int, proc: Path = _PROC) -> list[Mapping]:
             )
         )
     return found
+
+
+def path_in_process(process: int, path: str) -> Path:
+    """Where this process finds a file that another one knows by a path."""
+    folder = _PROC / str(process)
+    if path.startswith(_SELF):
+        return folder / path.removeprefix(_SELF)
+    return folder / "root" / path[1:] if path.startswith("/") else folder / "cwd" / path
 
 
 def opened_mapping(process: int, mapping: Mapping) -> int | None:

@@ -7,7 +7,8 @@ from qemu_ring.memslot.introspection import (
     query_memslots,
     query_rings,
 )
-from qemu_ring.memslot.pci import PciAddress, PciSlots, SlotDevice
+from qemu_ring.memslot.pci import PciSlots, SlotDevice
+from qemu_ring.memslot.pci_config import PciAddress
 from qemu_ring.memslot.policy import (
     FlushInfo,
     FlushPolicy,

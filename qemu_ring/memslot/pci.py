@@ -1,9 +1,8 @@
 """KVM memslots removed and added on any QEMU, through PCI memory-enable.
 
 A RAM-backed PCI BAR is one memslot. It is there while the device's COMMAND register
-has memory-enable set. The register is written from outside the guest: through the
-human monitor's `o` command to the configuration ports 0xcf8 and 0xcfc, which `pc` and
-`q35` both have. Each write is one transaction of QEMU's memory core.
+has memory-enable set. The register is written from outside the guest (`pci_config`). Each
+write is one transaction of QEMU's memory core.
 """
 
 from __future__ import annotations
@@ -14,28 +13,12 @@ from dataclasses import dataclass
 
 from qemu_ring.errors import QemuRingError
 from qemu_ring.machine import Device, MemoryBackend
+from qemu_ring.memslot.pci_config import ConfigWrite, PciAddress, write_config
 from qemu_ring.qmp import Monitor, commands
 
-__all__ = ["PciAddress", "PciSlots", "SlotDevice"]
+__all__ = ["PciSlots", "SlotDevice"]
 
-_CONFIG_ADDRESS = 0xCF8
-_CONFIG_DATA = 0xCFC
-_COMMAND = 0x04
-_MEMORY_ENABLE = 0x2
-_BAR2 = 0x18
-
-
-@dataclass(frozen=True, slots=True)
-class PciAddress:
-    """Where a PCI device sits."""
-
-    device: int
-    function: int = 0
-    bus: int = 0
-
-    def register(self, offset: int) -> int:
-        """What the configuration address port takes for one register of the device."""
-        return 1 << 31 | self.bus << 16 | self.device << 11 | self.function << 8 | offset
+_BAR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +71,11 @@ class PciSlots:
             QmpError: the monitor failed.
             QemuRingError: QEMU did not take the write.
         """
-        await self._write([*self._program(name, address), *self._enable(name, on=True)])
+        device = self._devices[name].pci
+        await write_config(
+            self._monitor,
+            [*ConfigWrite.bar(device, _BAR, address), self._enable(name, on=True)],
+        )
         found = await self._bar(name)
         if found != address:
             raise QemuRingError(
@@ -106,7 +93,7 @@ class PciSlots:
             ValueError: a slot that is not there.
         """
         self._require(names)
-        await self._write([line for name in names for line in self._enable(name, on=False)])
+        await write_config(self._monitor, [self._enable(name, on=False) for name in names])
         for name in names:
             self._address.pop(name)
             self.removals += 1
@@ -127,14 +114,14 @@ class PciSlots:
             ValueError: a slot that is not there.
         """
         self._require(names)
-        off = [line for name in names for line in self._enable(name, on=False)]
-        on = [line for name in names for line in self._enable(name, on=True)]
+        off = [self._enable(name, on=False) for name in names]
+        on = [self._enable(name, on=True) for name in names]
         if pause_seconds > 0:
-            await self._write(off)
+            await write_config(self._monitor, off)
             await asyncio.sleep(pause_seconds)
-            await self._write(on)
+            await write_config(self._monitor, on)
         else:
-            await self._write(off + on)
+            await write_config(self._monitor, off + on)
         self.removals += len(names)
 
     async def move(self, name: str, address: int) -> None:
@@ -157,28 +144,8 @@ class PciSlots:
                     pci.device,
                     pci.function,
                 ):
-                    return next(region.address for region in device.regions if region.bar == 2)
+                    return next(region.address for region in device.regions if region.bar == _BAR)
         raise QemuRingError(f"QEMU has no device of slot {name}")
 
-    def _enable(self, name: str, *, on: bool) -> list[str]:
-        register = self._devices[name].pci.register(_COMMAND)
-        value = _MEMORY_ENABLE if on else 0
-        return [f"o/w {_CONFIG_ADDRESS:#x} {register:#x}", f"o/h {_CONFIG_DATA:#x} {value:#x}"]
-
-    def _program(self, name: str, address: int) -> list[str]:
-        lines = []
-        for half in (0, 1):
-            register = self._devices[name].pci.register(_BAR2 + 4 * half)
-            value = address >> 32 * half & 0xFFFFFFFF
-            lines.append(f"o/w {_CONFIG_ADDRESS:#x} {register:#x}")
-            lines.append(f"o/w {_CONFIG_DATA:#x} {value:#x}")
-        return lines
-
-    async def _write(self, lines: Sequence[str]) -> None:
-        # Sent in order without waiting for each answer; QEMU runs them in that order.
-        pending = [commands.human(self._monitor, line) for line in lines]
-        for said in await asyncio.gather(*pending, return_exceptions=True):
-            if isinstance(said, BaseException):
-                raise said
-            if said:
-                raise QemuRingError(f"the monitor refused a port write: {said.strip()}")
+    def _enable(self, name: str, *, on: bool) -> ConfigWrite:
+        return ConfigWrite.memory_enable(self._devices[name].pci, on=on)

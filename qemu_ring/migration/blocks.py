@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qemu_ring.errors import UsageError
 from qemu_ring.machine import Machine
-from qemu_ring.machine.mappings import Mapping, mappings, opened_mapping
+from qemu_ring.machine.mappings import Mapping, mappings, opened_mapping, path_in_process
 from qemu_ring.qmp import CommandError, Monitor, commands
 from qemu_ring.verify import Block, Memory, ProcessMemory, VerifyError
 
@@ -38,7 +38,6 @@ _RANGE = re.compile(
 )
 """A line of `info mtree -f`."""
 _HOST_ADDRESS = re.compile(r" is 0x([0-9a-f]+)\s*$")
-_SELF = "/proc/self/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,10 +272,8 @@ async def _address_of_backend(
         path = str(await commands.qom_get(monitor, f"/objects/{backend}", "mem-path"))
     except CommandError:
         return None
-    root = f"/proc/{process}/"
-    path = root + path.removeprefix(_SELF) if path.startswith(_SELF) else f"{root}root{path}"
     try:
-        inode = (await asyncio.to_thread(os.stat, path)).st_ino
+        inode = (await asyncio.to_thread(path_in_process(process, path).stat)).st_ino
     except OSError:
         return None
     at = [m.start for m in mapped if m.inode == inode and m.offset == 0 and m.end - m.start >= size]

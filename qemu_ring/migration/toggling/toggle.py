@@ -29,6 +29,11 @@ from qemu_ring.migration.engine.idle import SETTLE_SECONDS, has_ended, past_migr
 from qemu_ring.migration.engine.previous_settings import set_capabilities, set_parameters
 from qemu_ring.migration.engine.settings import MANAGED_CAPABILITIES
 from qemu_ring.migration.errors import MigrationError
+from qemu_ring.migration.toggling.shared_memory import (
+    addresses,
+    moved_meanwhile,
+    place_shared_memory,
+)
 from qemu_ring.migration.toggling.twin import Carried, twin_description
 from qemu_ring.qmp import (
     CommandError,
@@ -213,6 +218,7 @@ class _Move:
     def __init__(self, original: Machine, twin: Machine) -> None:
         self._original, self._twin = original, twin
         self._carried: Carried | None = None
+        self._placed: dict[str, int] = {}
         self.begun = self.let_go = self.running = False
         self.downtime: float | None = None
         self._resumed = twin.monitor.events("RESUME")
@@ -236,6 +242,7 @@ class _Move:
                 await source.send_fd(_FD_NAME, ours.fileno())
                 await destination.send_fd(_FD_NAME, theirs.fileno())
             await commands.migrate_incoming(destination, f"fd:{_FD_NAME}")
+            self._placed = await place_shared_memory(self._original, self._twin)
             self.running = await _is_ready(self._original)
             await self._begin()
             stopped = await _until(left, source, "STOP") if self.running else None
@@ -279,6 +286,8 @@ class _Move:
             why = f"{error.message}; "
             if not self._twin.monitor.connected:
                 why = f"its twin: {(await self._twin.explain(error)).message}; "
+            with suppress(QemuRingError):
+                why = moved_meanwhile(self._placed, await addresses(self._original)) or why
         try:
             # It has to be gone before the original may touch the memory that they share.
             await self._twin.close()

@@ -41,11 +41,21 @@ def refused(*arguments: str) -> tuple[int, str]:
 
 
 @contextmanager
-def running(qemu: Path, path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def running(
+    qemu: Path, path: Path, *arguments: str, guest: str = "writers"
+) -> Iterator[subprocess.Popen[str]]:
     """A guest in the foreground of another process, up."""
-    guest = str(ROOT / "guests/writers.yaml")
     process = subprocess.Popen(
-        [*COMMAND, "run", guest, "--qmp", str(path), "--qemu", str(qemu), *arguments],
+        [
+            *COMMAND,
+            "run",
+            str(ROOT / f"guests/{guest}.yaml"),
+            "--qmp",
+            str(path),
+            "--qemu",
+            str(qemu),
+            *arguments,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -77,6 +87,15 @@ def test_to_and_fro(patched_qemu: Path, tmp_path: Path) -> None:
         assert process.wait(30) == 130
         assert not Path(f"/proc/{document['pid']}").exists()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("qemu", ["qemu_path", "patched_qemu"])
+def test_guest_with_slots(request: pytest.FixtureRequest, qemu: str, tmp_path: Path) -> None:
+    path = tmp_path / "guest.qmp"
+    with running(request.getfixturevalue(qemu), path, guest="slots") as process:
+        assert "bitmap: downtime" in done("toggle", "--to", "bitmap", str(path))
+        assert "ring:1024: downtime" in done("toggle", "--to", "ring:1024", str(path))
+        assert process.poll() is None
 
 
 def test_owner_killed_after_a_toggle_leaves_nothing(patched_qemu: Path, tmp_path: Path) -> None:

@@ -169,6 +169,15 @@ def start_pair(qemu_path: Path) -> StartPair:
     return start
 
 
+@pytest.fixture(params=["distribution", "patched"])
+def binary(request: pytest.FixtureRequest, qemu_path: Path) -> Path:
+    """The distribution's QEMU, and the patched one."""
+    if request.param == "distribution":
+        return qemu_path
+    found: Path = request.getfixturevalue("patched_qemu")
+    return found
+
+
 @pytest.fixture
 def qemus(qemu_path: Path, tmp_path: Path) -> Iterator[Qemus]:
     started = Qemus(tmp_path, qemu_path)
