@@ -12,7 +12,7 @@ from qemu_ring.cli.frame.numbers import Whole
 from qemu_ring.cli.frame.options import answer_timeout_option
 from qemu_ring.cli.frame.output import notes, print_json
 from qemu_ring.cli.frame.running import run
-from qemu_ring.cli.frame.sizes import Duration
+from qemu_ring.cli.frame.sizes import Duration, mib_per_second
 from qemu_ring.dirty import (
     STALL_ADVICE,
     MeasuredRate,
@@ -26,7 +26,7 @@ from qemu_ring.dirty import (
 )
 from qemu_ring.errors import ExitStatus
 
-__all__ = ["dirty_rate", "mib_per_second"]
+__all__ = ["dirty_rate"]
 
 
 @click.command("dirty-rate")
@@ -117,11 +117,6 @@ def dirty_rate(
 
     run(measured())
     return int(ExitStatus.BAD if stalled else ExitStatus.GOOD)
-
-
-def mib_per_second(bytes_per_second: int) -> str:
-    """A rate in words."""
-    return f"{bytes_per_second >> 20:,} MiB/s"
 
 
 def _in_words(rate: MeasuredRate) -> str:

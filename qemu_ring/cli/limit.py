@@ -8,12 +8,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from qemu_ring.cli.dirty_rate import mib_per_second
 from qemu_ring.cli.frame.attached import ask, document, json_option, socket_argument
 from qemu_ring.cli.frame.numbers import Whole
 from qemu_ring.cli.frame.options import answer_timeout_option
 from qemu_ring.cli.frame.output import notes, print_json
-from qemu_ring.cli.frame.sizes import RATE
+from qemu_ring.cli.frame.sizes import RATE, mib_per_second
 from qemu_ring.dirty import (
     RunningTracking,
     VcpuLimit,

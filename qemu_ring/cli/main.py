@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
         from qemu_ring.cli.frame.streams import guard_streams
 
         guard_streams()
-        from qemu_ring.cli.frame.ending import status_of
+        from qemu_ring.cli.ending import status_of
     sys.exit(int(status_of(arguments)))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     _Type = click.ParamType  # of no arguments in older versions
 
-__all__ = ["RATE", "SECONDS", "SIZE", "Bytes", "Duration"]
+__all__ = ["RATE", "SECONDS", "SIZE", "Bytes", "Duration", "mib_per_second"]
 
 
 class Bytes(_Type):
@@ -65,3 +65,8 @@ SIZE = Bytes("size", parse_size)
 RATE = Bytes("rate", parse_rate)
 SECONDS = Duration(0.001, 1e8)
 """A time that is waited for: three years are for ever."""
+
+
+def mib_per_second(bytes_per_second: int) -> str:
+    """A rate in words."""
+    return f"{bytes_per_second >> 20:,} MiB/s"

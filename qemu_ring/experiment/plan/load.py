@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from qemu_ring.errors import UsageError
 from qemu_ring.experiment.errors import ExperimentFileError
 from qemu_ring.experiment.plan.cells import ExperimentPlan
+from qemu_ring.experiment.plan.columns import RESERVED
 from qemu_ring.experiment.plan.matrix import MatrixError, combinations
 from qemu_ring.experiment.plan.resolve import CellResolver
 from qemu_ring.experiment.plan.schema import CellPart, PlanPart
-from qemu_ring.experiment.results.tables import RESERVED
 from qemu_ring.guestfile import GuestFileError
 from qemu_ring.guestfile.mistakes import mistakes
 from qemu_ring.guestfile.source import Path as DocumentPath

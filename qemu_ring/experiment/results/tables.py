@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from qemu_ring.errors import UsageError
+from qemu_ring.experiment.plan.columns import KEY, MEASURED, RESERVED, SOURCE, Columns
 from qemu_ring.experiment.plan.parameters import PARAMETERS
 from qemu_ring.experiment.results.reader import Results, read_results
 from qemu_ring.experiment.results.record import (
@@ -22,38 +23,10 @@ from qemu_ring.experiment.results.record import (
     SampleRecord,
 )
 
-__all__ = ["RESERVED", "TABLES", "Table", "columns", "export", "read", "rows"]
+__all__ = ["TABLES", "Table", "columns", "export", "read", "rows"]
 
 Table = Literal["runs", "iterations", "samples", "removals"]
 Row = dict[str, Any]
-Columns = dict[str, type[str] | type[int] | type[float] | type[bool]]
-
-_KEY: Final[Columns] = {"cell": str, "repeat": int}
-_MEASURED: Final[Columns] = {
-    "name": str,
-    "warm_up": bool,
-    "seed": int,
-    "status": str,
-    "error": str,
-    "started": float,
-    "wall_seconds": float,
-    "seconds": float,
-    "downtime_seconds": float,
-    "qemu_downtime_seconds": float,
-    "guest_downtime_seconds": float,
-    "setup_seconds": float,
-    "bytes": int,
-    "iterations": int,
-    "slots_removed": int,
-    "pages_written": int,
-    "stale_pages": int,
-}
-_SOURCE: Final[Columns] = {
-    "qemu_version": str,
-    "qemu_sha256": str,
-    "kernel": str,
-    "worker": str,
-}
 _PARTS: Final[dict[str, type[Any]]] = {
     "iterations": IterationRecord,
     "samples": SampleRecord,
@@ -78,21 +51,19 @@ _MIGRATION = (
     "setup_seconds",
     "bytes",
 )
-RESERVED: Final = frozenset({*_KEY, *_MEASURED, *_SOURCE, *PARAMETERS})
-"""Columns of the runs, which an axis of one's own cannot be called."""
 _PANDAS = {str: "string", int: "Int64", float: "float64", bool: "boolean"}
 
 
 def columns(results: Results, table: Table = "runs") -> Columns:
     """The columns of a table, in order, and what they hold; any value can be missing."""
     if table != "runs":
-        return {**_KEY, **_part_columns(table)}
+        return {**KEY, **_part_columns(table)}
     parameters = dict(PARAMETERS)
     for cell in results.cells.values():
         for key in cell.parameters:
             if key not in RESERVED:
                 parameters[key] = str  # an axis, by its labels
-    return {**_KEY, **_MEASURED, **parameters, **_SOURCE}
+    return {**KEY, **MEASURED, **parameters, **SOURCE}
 
 
 def rows(results: Results, table: Table = "runs") -> Iterator[Row]:

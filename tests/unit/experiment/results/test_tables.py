@@ -17,7 +17,8 @@ from qemu_ring.experiment import (
     read_results,
     rows,
 )
-from qemu_ring.experiment.results.tables import RESERVED, TABLES, Table, columns
+from qemu_ring.experiment.plan.columns import RESERVED
+from qemu_ring.experiment.results.tables import TABLES, Table, columns
 from qemu_ring.experiment.run.draft import _iteration, sample_record
 from qemu_ring.migration import Iteration, Sample
 from tests.unit.experiment.conftest import EXPERIMENT, Write, outcomes
