@@ -19,9 +19,11 @@ from qemu_ring.experiment.plan.suitability import (
 from qemu_ring.experiment.results.reader import Results, read_results
 from qemu_ring.experiment.results.record import RunRecord, Status
 from qemu_ring.experiment.results.store import Store
-from qemu_ring.experiment.results.tables import export, read, rows
+from qemu_ring.experiment.results.tables import export, rows
 from qemu_ring.experiment.schedule.cluster import cluster_identity, run_on_cluster
-from qemu_ring.experiment.schedule.local import Budget, Watcher, qemu_identity, run_experiment
+from qemu_ring.experiment.schedule.experiment import run_experiment
+from qemu_ring.experiment.schedule.local import Budget, ThisHost, examine_qemu
+from qemu_ring.experiment.schedule.loop import Place, Watcher, run_left
 
 __all__ = [  # noqa: RUF022 - in order of importance
     "load_experiment",
@@ -31,7 +33,10 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "Cell",
     "Run",
     "run_experiment",
-    "qemu_identity",
+    "examine_qemu",
+    "run_left",
+    "Place",
+    "ThisHost",
     "unsuitable_cells",
     "unsuitable_words",
     "require_suitable",
@@ -44,7 +49,6 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "Store",
     "Results",
     "read_results",
-    "read",
     "rows",
     "export",
     "compare_results",

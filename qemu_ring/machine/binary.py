@@ -118,7 +118,7 @@ class QemuBinary:
         return QemuUnsuitableError(f"{self.path} ({self.version}) {what}", hint=hint)
 
 
-def find_qemu(path: str | None = None) -> Path:
+def find_qemu(path: str | Path | None = None) -> Path:
     """The QEMU to use: the one named, else the patched one if it was built, else the first on PATH.
 
     Raises:

@@ -37,15 +37,15 @@ from qemu_ring.experiment import (
     Results,
     Status,
     Store,
+    ThisHost,
     Watcher,
     cluster_identity,
+    examine_qemu,
     json_schema,
     load_experiment,
-    qemu_identity,
     require_suitable,
-    run_experiment,
+    run_left,
     run_on_cluster,
-    unsuitable_cells,
     unsuitable_words,
 )
 from qemu_ring.machine import probe_host
@@ -261,7 +261,7 @@ class _Where:
             QemuRingError: there is none, or none of the cells can be run with it.
         """
         if self.scheduler is None:
-            identity, unsuitable = run(_asked(cells, qemu))
+            identity, unsuitable = run(examine_qemu(cells, qemu))
             require_suitable(cells, unsuitable)
             for line in unsuitable_words(cells, unsuitable):
                 notes.print(line, soft_wrap=True, markup=False)
@@ -279,22 +279,13 @@ class _Where:
     ) -> None:
         if self.scheduler is None:
             qemu = None if identity is None else Path(identity["path"])
-            run(run_experiment(store, results, qemu=qemu, budget=self.budget, watcher=watcher))
+            run(run_left(store, results, ThisHost(results, qemu, self.budget), watcher))
         else:
             run(
                 run_on_cluster(
                     store, results, scheduler=self.scheduler, qemu=identity, watcher=watcher
                 )
             )
-
-
-async def _asked(
-    cells: list[Cell], qemu: str | None
-) -> tuple[dict[str, Any] | None, dict[str, QemuRingError]]:
-    """The QEMU for cells that name none, and why cells cannot be run here, by their ids."""
-    identity = await qemu_identity(cells, qemu)
-    path = None if identity is None else Path(identity["path"])
-    return identity, await unsuitable_cells(cells, path)
 
 
 def _go(
@@ -330,7 +321,7 @@ def _print_plan(plan: ExperimentPlan, qemu: str | None, *, as_json: bool) -> int
         QemuRingError: there is none.
     """
     cells = list(plan.cells)
-    unsuitable = {} if qemu is None else run(_asked(cells, qemu))[1]
+    unsuitable = {} if qemu is None else run(examine_qemu(cells, qemu))[1]
     if as_json:
         _print_plan_document(plan, None if qemu is None else unsuitable)
     else:

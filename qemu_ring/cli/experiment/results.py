@@ -143,7 +143,7 @@ def report_command(a: Path, b: Path | None, output: Path | None, plots: Path | N
 )
 def export_command(directory: Path, output: Path | None, kind: str) -> int:
     """Write runs, iterations, samples and removals as tables, a file each."""
-    for path in export(directory, output or directory, parquet=kind == "parquet"):
+    for path in export(read(directory), output or directory, parquet=kind == "parquet"):
         click.echo(str(path))
     return ExitStatus.GOOD
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ from qemu_ring.experiment.results.record import (
     RunRecord,
     Status,
 )
+from qemu_ring.experiment.results.tables import Table, frame
 
 __all__ = ["EXPERIMENT_FILE", "RESULTS_FILE", "Results", "read_results"]
 
@@ -83,6 +84,21 @@ class Results:
         """The same as if runs of these statuses had not ended: they are left to be made again."""
         kept = tuple(one for one in self.records if one.status not in statuses)
         return replace(self, records=kept)
+
+    def frame(
+        self, table: Table = "runs", *, library: Literal["pandas", "polars"] = "pandas"
+    ) -> Any:
+        """A data frame of one table; sizes in bytes, times in seconds.
+
+        Args:
+            table: what a row is. Every row has its run's `cell` and `repeat` to join by; those
+                of "runs" have the cell's parameters, too.
+            library: whose data frame.
+
+        Raises:
+            UsageError: the library is not installed.
+        """
+        return frame(self, table, library)
 
     def measured(self, cell: str) -> list[RunRecord]:
         """The records of a cell, but those of warm-up runs."""

@@ -10,12 +10,11 @@ import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from qemu_ring.errors import UsageError
 from qemu_ring.experiment.plan.columns import KEY, MEASURED, RESERVED, SOURCE, Columns
 from qemu_ring.experiment.plan.parameters import PARAMETERS
-from qemu_ring.experiment.results.reader import Results, read_results
 from qemu_ring.experiment.results.record import (
     IterationRecord,
     RemovalRecord,
@@ -23,7 +22,10 @@ from qemu_ring.experiment.results.record import (
     SampleRecord,
 )
 
-__all__ = ["TABLES", "Table", "columns", "export", "read", "rows"]
+if TYPE_CHECKING:
+    from qemu_ring.experiment.results.reader import Results
+
+__all__ = ["TABLES", "Table", "columns", "export", "frame", "rows"]
 
 Table = Literal["runs", "iterations", "samples", "removals"]
 Row = dict[str, Any]
@@ -89,28 +91,9 @@ def _as(kind: type[Any], value: Any) -> Any:
     return kind(value)
 
 
-def read(
-    directory: str | Path,
-    table: Table = "runs",
-    *,
-    library: Literal["pandas", "polars"] = "pandas",
-) -> Any:
-    """Read a directory of results into a data frame.
-
-    Args:
-        directory: of the results.
-        table: what a row is.
-        library: whose data frame.
-
-    Raises:
-        StoreError: it holds none.
-        UsageError: the library is not installed.
-    """
-    results = read_results(directory)
-    return _frame(columns(results, table), rows(results, table), library)
-
-
-def _frame(wanted: Columns, found: Iterable[Row], library: str) -> Any:
+def frame(results: Results, table: Table, library: Literal["pandas", "polars"]) -> Any:
+    """A table as a data frame, as `Results.frame` tells."""
+    wanted, found = columns(results, table), rows(results, table)
     try:
         if library == "polars":
             import polars
@@ -133,11 +116,11 @@ def _frame(wanted: Columns, found: Iterable[Row], library: str) -> Any:
     )
 
 
-def export(directory: str | Path, output: Path, *, parquet: bool = False) -> list[Path]:
+def export(results: Results, output: Path, *, parquet: bool = False) -> list[Path]:
     """Write every table to a file of its own: runs.csv or runs.parquet, ...
 
     Args:
-        directory: of the results.
+        results: of an experiment.
         output: where to; made where it is missing.
         parquet: Parquet in place of CSV.
 
@@ -145,20 +128,17 @@ def export(directory: str | Path, output: Path, *, parquet: bool = False) -> lis
         what was written.
 
     Raises:
-        StoreError: the directory holds no results.
         UsageError: a file cannot be written, or pandas is not installed.
     """
-    results = read_results(directory)
     written = []
     try:
         output.mkdir(parents=True, exist_ok=True)
         for table in TABLES:
             path = output / f"{table}.{'parquet' if parquet else 'csv'}"
-            wanted, found = columns(results, table), rows(results, table)
             if parquet:
-                _frame(wanted, found, "pandas").to_parquet(path, index=False)
+                frame(results, table, "pandas").to_parquet(path, index=False)
             else:
-                _write_csv(path, wanted, found)
+                _write_csv(path, columns(results, table), rows(results, table))
             written.append(path)
     except OSError as error:
         raise UsageError(f"{error.filename or output}: {error.strerror}") from error

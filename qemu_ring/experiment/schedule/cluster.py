@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,9 +21,8 @@ from qemu_ring.experiment.results.reader import Results
 from qemu_ring.experiment.results.record import Status
 from qemu_ring.experiment.results.store import Store
 from qemu_ring.experiment.run.draft import empty_record
-from qemu_ring.experiment.schedule.local import Watcher, keep_record
+from qemu_ring.experiment.schedule.loop import Claim, Place, Watcher, run_left
 from qemu_ring.experiment.schedule.process import run_labels
-from qemu_ring.experiment.schedule.stop import StopRules
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -59,7 +57,7 @@ async def cluster_identity(
     from qemu_ring.experiment.schedule import worker as remote
 
     async with _connected(scheduler) as client:
-        await _Runner(client, scheduler, patience).wait_for_worker()
+        await _Cluster(client, scheduler, patience).wait_for_worker()
         described = [cell.as_dict() for cell in cells]
         task = client.submit(
             remote.identify,
@@ -111,8 +109,9 @@ async def run_on_cluster(
             ended it; what was kept stays.
     """
     async with _connected(scheduler) as client:
-        runner = _Runner(client, scheduler, patience)
-        await runner.run(store, results, qemu, watcher or Watcher())
+        cluster = _Cluster(client, scheduler, patience)
+        cluster.prepare(results, qemu)
+        await run_left(store, results, cluster, watcher)
 
 
 @asynccontextmanager
@@ -149,7 +148,11 @@ def _no_match(scheduler: str, why: str) -> UsageError:
     )
 
 
-class _Runner:
+class _Cluster(Place):
+    """Runs go on wherever Dask finds a worker for them."""
+
+    poll_seconds = _LOOK_SECONDS
+
     def __init__(self, client: Client, scheduler: str, patience: float) -> None:
         self._client = client
         self._patience = patience
@@ -158,56 +161,52 @@ class _Runner:
         self._started = time.monotonic()
         self._topic = f"qemu-ring-{uuid.uuid4()}"
         self._largest = 0.0
-        self._going: dict[asyncio.Task[None], Run] = {}
-        self._stuck: dict[asyncio.Task[None], float] = {}
-        self._over: set[tuple[str, int]] = set()
+        self._free = 0
+        self._stuck: dict[Run, float] = {}
+        self._began: dict[tuple[str, int], Callable[[], None]] = {}
 
-    async def run(
-        self, store: Store, results: Results, qemu: Mapping[str, Any] | None, watcher: Watcher
-    ) -> None:
-        self._store, self._results, self._watcher = store, results, watcher
-        waiting, rules, stopped = deque(results.left), StopRules(results), None
-        self._rules = rules
-        self._client.subscribe_topic(self._topic, self._began)  # type: ignore[no-untyped-call]
-        try:
-            while waiting or self._going:
-                workers = await self._workers()
-                self._require_any(workers)
-                await self._give_up_stuck(workers)
-                if waiting and (stopped := rules.error()) is not None:
-                    waiting.clear()
-                slots = sum(int(resources[KVM]) for resources in workers.values())
-                while waiting and workers and len(self._going) - len(self._stuck) < slots:
-                    run = waiting.popleft()
-                    task = asyncio.create_task(self._one(run, qemu))
-                    self._going[task] = run
-                await self._some_end()
-        finally:
-            for task in self._going:
-                task.cancel()
-            if self._going:
-                await asyncio.wait(self._going)
-        if stopped is not None:
-            raise stopped
+    def prepare(self, results: Results, qemu: Mapping[str, Any] | None) -> None:
+        """Be the place of an experiment; `qemu` is for the cells that name none."""
+        self._results, self._qemu = results, qemu
+        self._client.subscribe_topic(self._topic, self._told)  # type: ignore[no-untyped-call]
 
-    async def _give_up_stuck(self, workers: Workers) -> None:
-        """Refuse the runs under way that no worker has been able to take for long.
+    async def hopeless(self, going: Collection[Run]) -> Mapping[Run, str]:
+        """The runs that no worker has been able to take for long.
 
         Theirs has died: the scheduler keeps them until another like it comes, if ever.
         """
+        workers = await self._workers()
+        self._require_any(workers)
+        self._stuck = {run: since for run, since in self._stuck.items() if run in going}
         if not workers:
-            return  # another matter: all are gone
+            self._free = 0
+            return {}  # another matter: all are gone
         now, most = time.monotonic(), _most_memory(workers)
         self._largest = max(self._largest, most)
-        for task, run in list(self._going.items()):
-            cell = self._results.cells[run.cell]
-            if cell.guests_bytes <= most or run.key in self._over:
-                self._stuck.pop(task, None)
-            elif now - self._stuck.setdefault(task, now) >= self._patience:
-                task.cancel()
-                await asyncio.wait({task})
-                del self._going[task], self._stuck[task]
-                await self._keep(cell, run, _too_large(cell, run, most, " any more"))
+        for run in going:
+            if self._results.cells[run.cell].guests_bytes <= most:
+                self._stuck.pop(run, None)
+            else:
+                self._stuck.setdefault(run, now)
+        slots = sum(int(resources[KVM]) for resources in workers.values())
+        self._free = slots - len(going) + len(self._stuck)
+        return {
+            run: _too_large(self._results.cells[run.cell], most, " any more")
+            for run, since in self._stuck.items()
+            if now - since >= self._patience
+        }
+
+    def claim(self, cell: Cell) -> Claim | None:
+        """As `Place` has it; which worker it is, is for Dask to say."""
+        if self._free < 1:
+            return None
+        self._free -= 1
+        if cell.guests_bytes > self._largest:
+            return Claim(refusal=_too_large(cell, self._largest))
+        return Claim()
+
+    def release(self, claim: Claim) -> None:
+        """Nothing: what is free is seen anew with each look at the workers."""
 
     async def wait_for_worker(self) -> None:
         """Wait for a worker that can run something."""
@@ -240,45 +239,27 @@ class _Runner:
             raise HostError("the cluster has no worker that declares KVM", hint=hint)
         raise QemuRingError("all workers that declare KVM are gone", hint=f"{hint}, and resume")
 
-    async def _some_end(self) -> None:
-        if not self._going:
-            await asyncio.sleep(_LOOK_SECONDS)
-            return
-        done, _ = await asyncio.wait(
-            self._going, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
-        )
-        for task in done:
-            del self._going[task]
-            self._stuck.pop(task, None)
-            task.result()
-
-    async def _one(self, run: Run, qemu: Mapping[str, Any] | None) -> None:
-        cell = self._results.cells[run.cell]
-        if cell.guests_bytes > self._largest:
-            self._watcher.started(cell, run)
-            record = _too_large(cell, run, self._largest)
-        else:
-            record = await self._remote(cell, run, qemu)
-        self._over.add(run.key)
-        await self._keep(cell, run, record)
-
-    async def _keep(self, cell: Cell, run: Run, record: dict[str, Any]) -> None:
-        kept = await keep_record(self._store, self._results, cell, run, record, self._watcher)
-        self._rules.ended(kept)
-
-    async def _remote(self, cell: Cell, run: Run, qemu: Mapping[str, Any] | None) -> dict[str, Any]:
+    async def execute(
+        self,
+        cell: Cell,
+        run: Run,
+        claim: Claim,  # noqa: ARG002
+        began: Callable[[], None],
+    ) -> dict[str, Any]:
+        """As `Place` has it: a task of Dask's, which another worker has if the first one dies."""
         from distributed import CancelledError
 
-        from qemu_ring.experiment.schedule import worker as remote
+        from qemu_ring.experiment.schedule import worker
 
         key = f"{self._topic}-{run.cell}-{run.repeat}"
         asked = (run.cell, run.repeat, run.seed)
         started, clock = time.time(), time.monotonic()
+        self._began[run.key] = began
         task = self._client.submit(
-            remote.run_here,
+            worker.run_here,
             cell.as_dict(),
             asked,
-            None if qemu is None else dict(qemu),
+            None if self._qemu is None else dict(self._qemu),
             self._results.experiment.inputs,
             __version__,
             key,
@@ -296,6 +277,7 @@ class _Runner:
             record = empty_record(Status.CRASHED, words)
             record |= run_labels(run, started, time.monotonic() - clock)
         finally:
+            del self._began[run.key]
             # Of one that was given up: no worker is to begin it any more.
             task.release()  # type: ignore[no-untyped-call]
         return record
@@ -305,22 +287,20 @@ class _Runner:
             f"the Dask scheduler at {self._scheduler} is gone", hint="start it, then resume"
         )
 
-    def _began(self, event: tuple[float, Mapping[str, Any]]) -> None:
+    def _told(self, event: tuple[float, Mapping[str, Any]]) -> None:
         """A worker told that it begins a run; the second time, if it was another's before."""
-        key = event[1]["cell"], event[1]["repeat"]
-        run = next((one for one in self._going.values() if one.key == key), None)
-        if run is not None:
-            self._watcher.started(self._results.cells[run.cell], run)
+        began = self._began.get((event[1]["cell"], event[1]["repeat"]))
+        if began is not None:
+            began()
 
 
 def _most_memory(workers: Workers) -> float:
     return max(resources.get(MEMORY, 0) for resources in workers.values())
 
 
-def _too_large(cell: Cell, run: Run, most: float, when: str = "") -> dict[str, Any]:
-    """The record of a run that no worker can take."""
-    why = (
+def _too_large(cell: Cell, most: float, when: str = "") -> str:
+    """Why no worker can take it."""
+    return (
         f"its guests need {cell.guests_bytes >> 20} MiB, and no worker declares more "
         f"MEMORY than {int(most) >> 20} MiB{when}"
     )
-    return empty_record(Status.REFUSED, why) | run_labels(run, time.time(), 0.0)

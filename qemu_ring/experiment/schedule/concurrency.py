@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["SideBySide"]
+__all__ = ["Concurrency"]
 
 
-class SideBySide:
+class Concurrency:
     """Counts things that go on, for each of them."""
 
     def __init__(self) -> None:

@@ -1,28 +1,28 @@
-"""Runs an experiment: what has no record yet, in order, one process a run."""
+"""This host as the place of an experiment: a process for each run, one or several at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qemu_ring.errors import UsageError
+from qemu_ring.errors import QemuRingError, UsageError
 from qemu_ring.experiment.plan.cells import Cell, Run
 from qemu_ring.experiment.plan.inputs import changed_file, qemu_changed
+from qemu_ring.experiment.plan.suitability import unsuitable_cells
 from qemu_ring.experiment.results.reader import Results
-from qemu_ring.experiment.results.record import RunRecord, Status
-from qemu_ring.experiment.results.store import Store
+from qemu_ring.experiment.results.record import Status
 from qemu_ring.experiment.run.draft import empty_record
-from qemu_ring.experiment.schedule.concurrency import SideBySide
+from qemu_ring.experiment.schedule.concurrency import Concurrency
+from qemu_ring.experiment.schedule.loop import Claim, Place
 from qemu_ring.experiment.schedule.process import run_in_process, run_labels
-from qemu_ring.experiment.schedule.stop import StopRules
 from qemu_ring.machine import find_qemu, probe_qemu
 
-__all__ = ["Budget", "Watcher", "keep_record", "qemu_identity", "run_experiment"]
+__all__ = ["Budget", "ThisHost", "examine_qemu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,166 +59,88 @@ class Budget:
         return None
 
 
-class Watcher:
-    """Told what happens; does nothing by itself."""
+async def examine_qemu(
+    cells: Sequence[Cell], qemu: str | Path | None
+) -> tuple[dict[str, Any] | None, dict[str, QemuRingError]]:
+    """Find the QEMU for the cells that name none, and what this host can run.
 
-    def started(self, cell: Cell, run: Run) -> None:
-        """A run began."""
+    Args:
+        cells: of the experiment.
+        qemu: its path or name; None for the one that `find_qemu` finds.
 
-    def ended(self, cell: Cell, run: Run, record: RunRecord) -> None:
-        """A run ended, and its record is kept."""
-
-
-async def qemu_identity(cells: list[Cell], qemu: str | None) -> dict[str, Any] | None:
-    """Path and sha256 of the QEMU for the cells that name none; None if all do.
+    Returns:
+        its path, sha256 and version, None if all cells name one; and why cells cannot be run
+        here, by their ids.
 
     Raises:
         UsageError: there is no such file.
         QemuUnsuitableError: it is no QEMU.
     """
-    if all(cell.specification["qemu"] is not None for cell in cells):
-        return None
-    binary = await probe_qemu(find_qemu(qemu).absolute())
-    return {"path": str(binary.path), "sha256": binary.sha256, "version": binary.version}
+    identity = path = None
+    if any(cell.specification["qemu"] is None for cell in cells):
+        binary = await probe_qemu(find_qemu(qemu).absolute())
+        path = binary.path
+        identity = {"path": str(path), "sha256": binary.sha256, "version": binary.version}
+    return identity, await unsuitable_cells(cells, path)
 
 
-async def run_experiment(
-    store: Store,
-    results: Results,
-    *,
-    qemu: Path | None,
-    budget: Budget | None = None,
-    watcher: Watcher | None = None,
-) -> None:
-    """Run everything that has no record, and keep the record of each run as it ends.
-
-    A run that fails is kept as failed, and the rest goes on. When cancelled, or killed, the
-    runs under way end with it and are begun anew next time.
+class ThisHost(Place):
+    """Runs go on here, one process each.
 
     Args:
-        store: where the records go.
-        results: what is there already.
+        results: of the experiment; files that it was begun with have to be what they were.
         qemu: for cells that name none.
         budget: for several runs at a time; None for one after the other.
-        watcher: told of each run.
-
-    Raises:
-        StoreError: a record could not be kept.
-        QemuRingError: the experiment's own rules ended it; what was kept stays.
     """
-    await _Runner(store, results, qemu, budget, watcher or Watcher()).run()
 
-
-@dataclass(slots=True)
-class _Claim:
-    cpus: list[int] = field(default_factory=list)
-    memory_bytes: int = 0
-    refusal: str | None = None
-
-
-class _Runner:
     def __init__(
-        self,
-        store: Store,
-        results: Results,
-        qemu: Path | None,
-        budget: Budget | None,
-        watcher: Watcher,
+        self, results: Results, qemu: Path | None = None, budget: Budget | None = None
     ) -> None:
-        self._store = store
-        self._results = results
-        self._cells = results.cells
-        self._waiting = deque(results.left)
+        self._noted = results.experiment
         self._qemu = qemu
         self._budget = budget
         self._free_cpus = sorted(os.sched_getaffinity(0))[: budget.cpus] if budget else []
         self._free_bytes = budget.memory_bytes if budget else 0
-        self._watcher = watcher
-        self._stop = StopRules(results)
-        self._side_by_side = SideBySide()
-        self._going: dict[asyncio.Task[None], _Claim] = {}
+        self._going = 0
+        self._concurrency = Concurrency()
 
-    async def run(self) -> None:
-        stopped = None
-        try:
-            while self._waiting or self._going:
-                if self._waiting and (stopped := self._stop.error()) is not None:
-                    self._waiting.clear()
-                while self._waiting and (claim := self._claim()) is not None:
-                    task = asyncio.create_task(self._one(self._waiting.popleft(), claim))
-                    self._going[task] = claim
-                if not self._going:
-                    break
-                done, _ = await asyncio.wait(self._going, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    claim = self._going.pop(task)
-                    self._free_cpus = sorted([*self._free_cpus, *claim.cpus])
-                    self._free_bytes += claim.memory_bytes
-                    task.result()
-        finally:
-            for task in self._going:
-                task.cancel()
-            if self._going:
-                await asyncio.wait(self._going)
-        if stopped is not None:
-            raise stopped
-
-    def _claim(self) -> _Claim | None:
-        """What the next run takes of the budget; None if it has to wait.
-
-        The order stays as it was planned: none overtakes one that waits.
-        """
+    def claim(self, cell: Cell) -> Claim | None:
+        """As `Place` has it."""
         if self._budget is None:
-            return None if self._going else _Claim()
-        cell = self._cells[self._waiting[0].cell]
-        refusal = self._budget.refusal(cell)
-        if refusal is not None:
-            return _Claim(refusal=refusal)
-        if cell.cpus > len(self._free_cpus) or cell.guests_bytes > self._free_bytes:
-            return None
-        self._free_bytes -= cell.guests_bytes
-        claimed = [self._free_cpus.pop(0) for _ in range(cell.cpus)]
-        return _Claim(claimed, cell.guests_bytes)
-
-    async def _one(self, run: Run, claim: _Claim) -> None:
-        cell = self._cells[run.cell]
-        self._watcher.started(cell, run)
-        why = claim.refusal or await asyncio.to_thread(self._changed, cell)
-        if why is not None:
-            record = empty_record(Status.REFUSED, why) | run_labels(run, time.time(), 0.0)
+            claim = None if self._going else Claim()
+        elif (refusal := self._budget.refusal(cell)) is not None:
+            claim = Claim(refusal=refusal)
+        elif cell.cpus > len(self._free_cpus) or cell.guests_bytes > self._free_bytes:
+            claim = None
         else:
-            with self._side_by_side.one() as most:
-                record = await run_in_process(cell, run, self._qemu, cpus=claim.cpus)
-            record["side_by_side"] = most()
-        kept = await keep_record(self._store, self._results, cell, run, record, self._watcher)
-        self._stop.ended(kept)
+            cpus, self._free_cpus = self._free_cpus[: cell.cpus], self._free_cpus[cell.cpus :]
+            self._free_bytes -= cell.guests_bytes
+            claim = Claim(tuple(cpus), cell.guests_bytes)
+        self._going += claim is not None
+        return claim
+
+    def release(self, claim: Claim) -> None:
+        """As `Place` has it."""
+        self._going -= 1
+        self._free_cpus = sorted([*self._free_cpus, *claim.cpus])
+        self._free_bytes += claim.memory_bytes
+
+    async def execute(
+        self, cell: Cell, run: Run, claim: Claim, began: Callable[[], None]
+    ) -> dict[str, Any]:
+        """As `Place` has it."""
+        began()
+        why = await asyncio.to_thread(self._changed, cell)
+        if why is not None:
+            return empty_record(Status.REFUSED, why) | run_labels(run, time.time(), 0.0)
+        with self._concurrency.one() as most:
+            record = await run_in_process(cell, run, self._qemu, cpus=claim.cpus)
+        record["side_by_side"] = most()
+        return record
 
     def _changed(self, cell: Cell) -> str | None:
         """What is not as it was when the experiment was begun: QEMU, or another file."""
-        noted = self._results.experiment
-        why = None
+        noted, why = self._noted, None
         if cell.specification.get("qemu") is None and self._qemu is not None and noted.qemu:
             why = qemu_changed(self._qemu, noted.qemu.sha256)
         return why or changed_file([cell], noted.inputs)
-
-
-async def keep_record(
-    store: Store,
-    results: Results,
-    cell: Cell,
-    run: Run,
-    record: dict[str, Any],
-    watcher: Watcher,
-) -> RunRecord:
-    """Keep what has become of a run, then tell of it.
-
-    Returns:
-        the record as it is kept.
-
-    Raises:
-        StoreError: it could not be kept.
-    """
-    record["warm_up"] = run.repeat < results.experiment.warm_up
-    kept = await asyncio.to_thread(store.append, record)
-    watcher.ended(cell, run, kept)
-    return kept

@@ -15,11 +15,11 @@ from qemu_ring import __version__
 from qemu_ring.errors import QemuRingError
 from qemu_ring.experiment.plan.cells import Cell, Run
 from qemu_ring.experiment.plan.inputs import changed_file
-from qemu_ring.experiment.plan.suitability import require_suitable, unsuitable_cells
+from qemu_ring.experiment.plan.suitability import require_suitable
 from qemu_ring.experiment.results.record import Status
 from qemu_ring.experiment.run.draft import empty_record
-from qemu_ring.experiment.schedule.concurrency import SideBySide
-from qemu_ring.experiment.schedule.local import qemu_identity
+from qemu_ring.experiment.schedule.concurrency import Concurrency
+from qemu_ring.experiment.schedule.local import examine_qemu
 from qemu_ring.experiment.schedule.process import run_in_process, run_labels
 from qemu_ring.machine import probe_qemu
 
@@ -27,7 +27,7 @@ __all__ = ["identify", "run_here"]
 
 _LOOK_SECONDS = 0.5
 """Between two looks whether a run is still wanted."""
-_SIDE_BY_SIDE = SideBySide()
+_SIDE_BY_SIDE = Concurrency()
 """The runs of this worker."""
 
 
@@ -42,9 +42,8 @@ async def identify(cells: list[Mapping[str, Any]], qemu: str | None) -> dict[str
     found: dict[str, Any] = {"version": __version__, "host": platform.node()}
     asked = [Cell.from_dict(one) for one in cells]
     try:
-        found["qemu"] = identity = await qemu_identity(asked, qemu)
-        path = None if identity is None else Path(identity["path"])
-        require_suitable(asked, await unsuitable_cells(asked, path))
+        found["qemu"], unsuitable = await examine_qemu(asked, qemu)
+        require_suitable(asked, unsuitable)
     except QemuRingError as error:
         found |= {"error": error.message, "hint": error.hint, "status": int(error.exit_status)}
     return found

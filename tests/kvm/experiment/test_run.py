@@ -19,10 +19,10 @@ from qemu_ring.experiment import (
     Budget,
     Cell,
     Store,
+    ThisHost,
     parse_experiment,
-    read,
     read_results,
-    run_experiment,
+    run_left,
 )
 from qemu_ring.guest import image_bytes
 
@@ -132,7 +132,7 @@ def test_provenance_is_complete(tmp_path: Path, qemu_path: Path, experiment: Exp
     source, destination = told["command_lines"]
     assert "-incoming" not in source
     assert "-incoming defer" in destination
-    frame = read(tmp_path / "r")
+    frame = read_results(tmp_path / "r").frame()
     assert list(frame["status"]) == ["ok"]
 
 
@@ -250,7 +250,8 @@ async def test_two_runs_at_the_same_time(
     plan = parse_experiment(f"{SMALL.replace('settle-seconds: 0.05', '')}repeats: 4\n")
     budget = Budget(2, 4 * plan.cells[0].guests_bytes)
     with Store(tmp_path) as store:
-        await run_experiment(store, store.begin(plan, None), qemu=qemu_path, budget=budget)
+        results = store.begin(plan, None)
+        await run_left(store, results, ThisHost(results, qemu_path, budget))
     results = read_results(tmp_path)
     assert [one["status"] for one in documents_of(results)] == ["ok"] * 4
     first, second, *_ = sorted(documents_of(results), key=lambda one: one["started"])

@@ -11,9 +11,10 @@ from qemu_ring.experiment import (
     ExperimentPlan,
     Store,
     StoreError,
+    ThisHost,
     parse_experiment,
     read_results,
-    run_experiment,
+    run_left,
 )
 from qemu_ring.experiment.plan.inputs import changed_file, file_sha256, input_digests, qemu_changed
 
@@ -80,7 +81,7 @@ async def test_a_file_that_changes_between_runs(tmp_path: Path, linux: Experimen
     with Store(tmp_path / "r") as store:
         results = store.begin(linux, None)
         (tmp_path / "initrd").write_text("another")
-        await run_experiment(store, results, qemu=None)
+        await run_left(store, results, ThisHost(results))
     (record,) = read_results(tmp_path / "r").records
     assert record.status == "refused"
     assert str(record.error).endswith("initrd is not the file that the results were begun with")
@@ -94,7 +95,7 @@ async def test_the_common_qemu_changes_between_runs(tmp_path: Path) -> None:
     with Store(tmp_path / "r") as store:
         results = store.begin(plan, identity)
         qemu.write_text("another")
-        await run_experiment(store, results, qemu=qemu)
+        await run_left(store, results, ThisHost(results, qemu))
     for record in read_results(tmp_path / "r").records:
         assert record.status == "refused"
         assert str(record.error).endswith("qemu is not the file that the results were begun with")

@@ -16,13 +16,14 @@ from qemu_ring.experiment import (
     Run,
     RunRecord,
     Store,
+    ThisHost,
     Watcher,
+    examine_qemu,
     parse_experiment,
-    qemu_identity,
     read_results,
-    run_experiment,
+    run_left,
 )
-from qemu_ring.experiment.schedule.concurrency import SideBySide
+from qemu_ring.experiment.schedule.concurrency import Concurrency
 from tests.waiting import DEADLINE, until
 
 from .conftest import EXPERIMENT
@@ -56,7 +57,7 @@ async def run_all(text: str, directory: Path, **options: Any) -> Counting:
     plan, watcher = parse_experiment(text), Counting()
     with Store(directory) as store:
         results = store.begin(plan, None)
-        await run_experiment(store, results, qemu=None, watcher=watcher, **options)
+        await run_left(store, results, ThisHost(results, **options), watcher)
     return watcher
 
 
@@ -123,7 +124,7 @@ async def test_stopped_after_some_time(tmp_path: Path) -> None:
 
 
 def test_side_by_side() -> None:
-    counting = SideBySide()
+    counting = Concurrency()
     with counting.one() as first:
         with counting.one() as second:
             assert (first(), second()) == (2, 2)
@@ -174,4 +175,4 @@ async def test_cancelled_runs_leave_no_record(tmp_path: Path) -> None:
 async def test_identity_of_a_program_that_is_no_qemu(tmp_path: Path) -> None:
     cells = list(parse_experiment(EXPERIMENT).cells)
     with pytest.raises(QemuRingError):
-        await qemu_identity(cells, program(tmp_path / "qemu", "exit 1"))
+        await examine_qemu(cells, program(tmp_path / "qemu", "exit 1"))

@@ -13,7 +13,6 @@ from qemu_ring.experiment import (
     ExperimentPlan,
     export,
     parse_experiment,
-    read,
     read_results,
     rows,
 )
@@ -48,21 +47,21 @@ def test_runs(directory: Path) -> None:
 
 
 def test_pandas(directory: Path) -> None:
-    frame = read(directory)
+    frame = read_results(directory).frame()
     assert frame.groupby("tracking")["seconds"].count().to_dict() == {"bitmap": 2, "ring:4096": 3}
-    samples = read(directory, "samples")
+    samples = read_results(directory).frame("samples")
     assert len(samples.merge(frame, on=["cell", "repeat"])) == 5
 
 
 def test_polars(directory: Path) -> None:
     polars = pytest.importorskip("polars")
-    frame = read(directory, library="polars")
+    frame = read_results(directory).frame(library="polars")
     assert isinstance(frame, polars.DataFrame)
     assert frame.filter(polars.col("status") == "ok").height == 4
 
 
 def test_csv(directory: Path, tmp_path: Path) -> None:
-    written = export(directory, tmp_path / "out")
+    written = export(read_results(directory), tmp_path / "out")
     assert [path.name for path in written] == [f"{name}.csv" for name in TABLE_NAMES]
     with written[0].open(newline="") as file:
         found = list(csv.DictReader(file))
@@ -71,10 +70,10 @@ def test_csv(directory: Path, tmp_path: Path) -> None:
 
 def test_parquet_holds_the_same(directory: Path, tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
-    export(directory, tmp_path / "out", parquet=True)
+    export(read_results(directory), tmp_path / "out", parquet=True)
     for name in TABLE_NAMES:
         frame = pandas.read_parquet(tmp_path / "out" / f"{name}.parquet")
-        expected = read(directory, name)
+        expected = read_results(directory).frame(name)
         assert len(frame) == len(expected)
         if len(expected):
             pandas.testing.assert_frame_equal(frame, expected, check_dtype=False)
@@ -88,7 +87,7 @@ def test_columns_do_not_depend_on_what_happened(
     write(tmp_path / "fresh", plan, {})
     write(tmp_path / "failed", plan, {cell.name: [("crashed", None)] * 3 for cell in plan.cells})
     whole, fresh, failed = (
-        read(place, name, library=library)
+        read_results(place).frame(name, library=library)
         for place in (directory, tmp_path / "fresh", tmp_path / "failed")
     )
     assert len(fresh) == 0
@@ -100,7 +99,7 @@ def test_columns_do_not_depend_on_what_happened(
 
 
 def test_an_empty_table_has_a_heading(directory: Path, tmp_path: Path) -> None:
-    export(directory, tmp_path / "out")
+    export(read_results(directory), tmp_path / "out")
     assert (tmp_path / "out/removals.csv").read_text() == "cell,repeat,at_seconds,shape,count\n"
 
 
@@ -141,7 +140,7 @@ def test_an_axis_of_a_whole_part_hides_no_parameter(tmp_path: Path, write: Write
     ).replace("  workload:", "  slots: [{name: s, size: 1 MiB, address: 1 GiB}]\n  workload:")
     plan = parse_experiment(text)
     write(tmp_path / "r", plan, {cell.name: outcomes(1, 3) for cell in plan.cells})
-    frame = read(tmp_path / "r")
+    frame = read_results(tmp_path / "r").frame()
     assert set(frame["axis.removals"]) == {"none", "fast"}
     assert set(frame["removals"]) == {True, False}
     assert set(frame["axis.migration"]) == {"pre", "post"}
