@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from qemu_ring.errors import QemuUnsuitableError
+from qemu_ring.errors import QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.machine import Machine
+from qemu_ring.machine.mappings import mappings, path_in_process
 from qemu_ring.memslot.pci_config import PciPath, map_bars_once
 from qemu_ring.qmp import Monitor, commands
 
-__all__ = ["addresses", "moved_meanwhile", "place_shared_memory"]
+__all__ = ["FileId", "addresses", "moved_meanwhile", "place_shared_memory", "shared_files"]
 
 _PLACED = re.compile(
     r"^\s*[0-9a-f]{4}:(?P<root>[0-9a-f]{2})(?P<places>(?::[0-9a-f]{2}\.[0-7])+)/(?P<name>\S+)\s",
@@ -29,6 +32,9 @@ _PLACED = re.compile(
 """A line of `info ramblock` for the memory of a PCI device: its path, and the memory's name."""
 _ATTEMPTS = 3
 
+FileId = tuple[int, int]
+"""Device and inode."""
+
 
 @dataclass(frozen=True, slots=True)
 class _SharedMemory:
@@ -36,11 +42,15 @@ class _SharedMemory:
 
     Args:
         name: its id.
+        file: what it was given as mem-path; None if it has no file.
+        discarded: whether QEMU empties the file when it ends.
         address: the offset of its region in what contains it, or did so last, bytes.
         size: bytes.
     """
 
     name: str
+    file: str | None
+    discarded: bool
     address: int
     size: int
 
@@ -62,7 +72,54 @@ async def _shared(monitor: Monitor, name: str, size: int) -> _SharedMemory:
     region = next(one["name"] for one in children if one["type"] == "child<memory-region>")
     address = await commands.qom_get(monitor, f"{path}/{region}", "addr")
     assert isinstance(address, int)
-    return _SharedMemory(name, address, size)
+    file, discarded = None, False
+    if "mem-path" in {one["name"] for one in children}:
+        file = str(await commands.qom_get(monitor, path, "mem-path"))
+        discarded = bool(await commands.qom_get(monitor, path, "discard-data"))
+    return _SharedMemory(name, file, discarded, address, size)
+
+
+async def shared_files(machine: Machine) -> dict[str, FileId]:
+    """The files behind a QEMU's shared memory, by backend.
+
+    Args:
+        machine: started here.
+
+    Raises:
+        QmpError: as in `Monitor.call`.
+        UsageError: some of it has no file that another QEMU could map by its name, or one that
+            is emptied when this QEMU ends.
+    """
+    process = machine.pid
+    assert process is not None
+    found = await _shared_memory(machine.monitor)
+    try:
+        mapped = {one.inode for one in await asyncio.to_thread(mappings, process) if one.shared}
+    except OSError as error:
+        raise QemuRingError(
+            f"{machine.name}: process {process} may not be looked at: {error.strerror}"
+        ) from error
+    files = {}
+    for name, memory in found.items():
+        status = None
+        if memory.file is not None:
+            with suppress(OSError):
+                status = await asyncio.to_thread(path_in_process(process, memory.file).stat)
+        if status is None or not stat.S_ISREG(status.st_mode) or status.st_ino not in mapped:
+            raise UsageError(
+                f"{machine.name} cannot be moved: its twin could not find the file behind memory "
+                f"{name}, {memory.file or 'which has none'}",
+                hint="use memory-backend-file with a mem-path that names a file and keeps to it, "
+                "or migrate the guest",
+            )
+        if memory.discarded:
+            raise UsageError(
+                f"{machine.name} cannot be moved: the file behind memory {name} would be emptied "
+                "when the original ends",
+                hint="leave out discard-data=on",
+            )
+        files[name] = (status.st_dev, status.st_ino)
+    return files
 
 
 async def place_shared_memory(original: Machine, twin: Machine) -> dict[str, int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,14 @@ from qemu_ring.migration.engine.idle import SETTLE_SECONDS, has_ended, past_migr
 from qemu_ring.migration.engine.previous_settings import set_capabilities, set_parameters
 from qemu_ring.migration.engine.settings import MANAGED_CAPABILITIES
 from qemu_ring.migration.errors import MigrationError
+from qemu_ring.migration.toggling.alike import require_alike, require_no_harm
+from qemu_ring.migration.toggling.plugged import with_plugged
 from qemu_ring.migration.toggling.shared_memory import (
+    FileId,
     addresses,
     moved_meanwhile,
     place_shared_memory,
+    shared_files,
 )
 from qemu_ring.migration.toggling.twin import Carried, twin_description
 from qemu_ring.qmp import (
@@ -116,10 +120,11 @@ async def toggle(
         timeout: seconds for all of it.
 
     Raises:
-        UsageError: the guest was not started here, has memory that is not shared, migrates
-            already, or is in a state that is neither running nor paused.
-        QemuUnsuitableError: one of the QEMUs has no `x-ignore-shared`, or something in the
-            original blocks migration.
+        UsageError: the guest was not started here, has memory that is not shared, or nothing
+            that a twin could map; migrates already, or is in a state that is neither running nor
+            paused; or was changed since its start in a way that its twin cannot follow.
+        QemuUnsuitableError: one of the QEMUs has no `x-ignore-shared`, something in the original
+            blocks migration, or a twin would destroy the guest's memory.
         MigrationError: it failed; the message tells whether the guest goes on.
         DeadlineError: it took too long; the message tells whether the guest goes on.
         QemuRingError: the twin did not start; the guest goes on where it was.
@@ -128,6 +133,9 @@ async def toggle(
     started = time.monotonic()
     await _is_ready(original)
     await _require_support(original.monitor)
+    await require_no_harm(original)
+    files = await shared_files(original)
+    description = await with_plugged(description, original.monitor, original.name)
     twin = await Machine.start(
         binary,
         description,
@@ -136,7 +144,7 @@ async def toggle(
         log_directory=log_directory,
         timeout=timeout,
     )
-    move = _Move(original, twin)
+    move = _Move(original, twin, files)
     clock = deadline(max(timeout - (time.monotonic() - started), 0))
     try:
         async with clock:
@@ -215,8 +223,8 @@ class _Move:
         downtime: seconds; None if not known.
     """
 
-    def __init__(self, original: Machine, twin: Machine) -> None:
-        self._original, self._twin = original, twin
+    def __init__(self, original: Machine, twin: Machine, files: Mapping[str, FileId]) -> None:
+        self._original, self._twin, self._files = original, twin, files
         self._carried: Carried | None = None
         self._placed: dict[str, int] = {}
         self.begun = self.let_go = self.running = False
@@ -228,6 +236,7 @@ class _Move:
         """Migrate all but the memory, and let the guest run on."""
         source, destination = self._original.monitor, self._twin.monitor
         await _require_support(destination)
+        await require_alike(self._original, self._twin, self._files)
         await set_capabilities(destination, _TWIN_CAPABILITIES)
         await _is_ready(self._original)
         self._carried = await Carried.of(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +23,6 @@ from tests.waiting import DEADLINE, until
 
 pytestmark = pytest.mark.ring
 
-MODULE = importlib.import_module("qemu_ring.migration.toggling.toggle")  # its function hides it
 ROOT = Path(__file__).resolve().parents[3]
 MIB = 1 << 20
 BAR = 2

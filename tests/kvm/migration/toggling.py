@@ -89,3 +89,10 @@ def after_start(monkeypatch: pytest.MonkeyPatch, what: Callable[[Machine], None]
     with monkeypatch.context() as patch:
         patch.setattr(Machine, "start", start)
         yield
+
+
+@contextmanager
+def no_twin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever is done here starts no machine."""
+    with after_start(monkeypatch, lambda twin: pytest.fail("a twin was started")):
+        yield
