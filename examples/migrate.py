@@ -6,17 +6,8 @@ usage: python examples/migrate.py [guests/writers.yaml]
 import asyncio
 import sys
 
-from qemu_ring import (
-    AbortRules,
-    Block,
-    GuestDowntime,
-    Migration,
-    MigrationAbortedError,
-    MigrationPlan,
-    firmware_writes,
-    load_guest,
-    start_guest,
-)
+from qemu_ring import AbortRules, Migration, MigrationAbortedError, MigrationPlan
+from qemu_ring import load_guest, start_guests
 
 PLAN = MigrationPlan(
     max_bandwidth=500 << 20,  # bytes a second
@@ -27,27 +18,11 @@ PLAN = MigrationPlan(
 
 async def main(file: str) -> None:
     """Start both sides, migrate, and tell of it."""
-    guest = load_guest(file)
-    async with (
-        start_guest(guest) as source,
-        start_guest(guest, incoming="defer", paused=True) as destination,
-    ):
+    async with start_guests(load_guest(file)) as (source, destination):
         await source.wait_up()
-        memory = [
-            Block(name, ours.fd, destination.files[name].fd, ours.size)
-            for name, ours in source.files.items()
-        ]
-        counter, its_copy = (
-            firmware_writes(one.files["ram"].fd, guest.vcpus) for one in (source, destination)
-        )
+        move = Migration(source.machine, destination.machine, PLAN, verify=True)
         try:
-            async with Migration(
-                source.machine,
-                destination.machine,
-                PLAN,
-                verify=memory,
-                guest_downtime=GuestDowntime(counter, its_copy),
-            ) as migration:
+            async with move as migration:
                 async for one in migration.iterations():
                     rate = "?" if one.dirty_rate is None else f"{one.dirty_rate / 1e6:.0f}"
                     print(f"pass {one.number}: {one.seconds:.3f} s, {rate} MB/s dirtied")

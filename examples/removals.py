@@ -5,20 +5,10 @@ usage: python examples/removals.py       needs a patched QEMU: qemu-ring build
 
 import asyncio
 
-from qemu_ring import (
-    Block,
-    FlushPolicy,
-    HeldPrecopy,
-    Pace,
-    Pattern,
-    Span,
-    Stream,
-    compare,
-    parse_guest,
-    query_flush,
-    set_flush_policy,
-    start_guest,
-)
+from qemu_ring import FlushPolicy, HeldPrecopy, Pace
+from qemu_ring import parse_guest, query_flush, set_flush_policy, start_guests
+from qemu_ring.guest import Pattern, Span, Stream
+from qemu_ring.verify import compare
 
 SLOT_PAGES = (32 << 20) // 4096
 PACE = Pace(first_pass=20 << 20)  # bytes a second: no more than the guest writes
@@ -37,11 +27,7 @@ workload:
 
 async def migrate(policy: FlushPolicy) -> None:
     """Hold a migration open, which makes memslots log dirty pages, and remove both slots often."""
-    guest = parse_guest(GUEST)
-    async with (
-        start_guest(guest) as source,
-        start_guest(guest, incoming="defer", paused=True) as destination,
-    ):
+    async with start_guests(parse_guest(GUEST)) as (source, destination):
         await source.wait_up()
         assert source.control is not None
         await source.control.wait(
@@ -59,11 +45,7 @@ async def migrate(policy: FlushPolicy) -> None:
                 await source.slots.cycle(["nic", "helper"])
             flush = await query_flush(source.machine.monitor)
             await migration.finish()
-        memory = [
-            Block(name, ours.fd, destination.files[name].fd, ours.size)
-            for name, ours in source.files.items()
-        ]
-        comparison = await compare(memory)
+        comparison = await compare(source.memory_with(destination))
     removals = sum(one.removals for one in flush.stats)
     print(f"{policy.value}: {removals} removals, {comparison.pages_stale_total} stale pages")
 

@@ -105,6 +105,11 @@ class WorkloadControl:
         self._words.release()
         self._memory.close()
 
+    @property
+    def workload(self) -> Workload:
+        """What the guest was started with."""
+        return self._workload
+
     def statistics(self) -> WorkloadStatistics:
         """The counters as they are now; the guest need not be stopped."""
         names = [region.name for region in self._workload.regions]

@@ -2,6 +2,7 @@
 
 from qemu_ring.guestfile.errors import GuestFileError
 from qemu_ring.guestfile.load import json_schema, load_guest, parse_guest
+from qemu_ring.guestfile.pair import start_guests
 from qemu_ring.guestfile.schema import GuestDescription
 from qemu_ring.guestfile.start import RunningGuest, start_guest
 
@@ -13,4 +14,5 @@ __all__ = [
     "load_guest",
     "parse_guest",
     "start_guest",
+    "start_guests",
 ]

@@ -42,6 +42,7 @@ from qemu_ring.machine import (
 )
 from qemu_ring.memslot import FlushPolicy, PciSlots, SlotDevice
 from qemu_ring.qmp import commands
+from qemu_ring.verify import Block
 
 __all__ = ["RunningGuest", "require_accelerator", "start_guest"]
 
@@ -71,6 +72,13 @@ class RunningGuest:
     files: Mapping[str, UnnamedFile]
     control: WorkloadControl | None = None
     slots: PciSlots | None = None
+
+    def memory_with(self, destination: RunningGuest) -> list[Block]:
+        """All memory of this guest and of the one that it is migrated to, to be compared."""
+        return [
+            Block(name, ours.fd, destination.files[name].fd, ours.size)
+            for name, ours in self.files.items()
+        ]
 
     async def wait_up(self, *, timeout: float | None = None) -> None:
         """Wait until its workload writes; a guest without one is up when its vCPUs run.

@@ -13,12 +13,12 @@ import re
 import stat
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from qemu_ring.errors import UsageError
-from qemu_ring.machine import Machine
+from qemu_ring.machine import Machine, serving_process
 from qemu_ring.machine.mappings import Mapping, mappings, opened_mapping, path_in_process
 from qemu_ring.qmp import CommandError, Monitor, commands
 from qemu_ring.verify import Block, Memory, ProcessMemory, VerifyError
@@ -252,7 +252,12 @@ def _tail(name: str) -> str:
 
 
 async def _process(monitor: Monitor) -> int | None:
-    """QEMU's process, by a thread of it; None if it is not on this host."""
+    """QEMU's process, by its socket, else by a thread of it; None if it is not on this host."""
+    peer = monitor.transport
+    with suppress(OSError):
+        serving = None if peer is None else await asyncio.to_thread(serving_process, peer)
+        if serving is not None:
+            return serving
     vcpus = await commands.query_cpus_fast(monitor)
     for vcpu in vcpus[:1]:
         try:

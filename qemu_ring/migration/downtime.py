@@ -8,11 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from qemu_ring.guest import layout
 from qemu_ring.machine import Machine
 from qemu_ring.qmp import Event
 from qemu_ring.tasks import stopped
+
+if TYPE_CHECKING:
+    from qemu_ring.guestfile import RunningGuest
 
 __all__ = ["Downtime", "GuestDowntime", "Moment", "firmware_writes"]
 
@@ -91,6 +95,17 @@ class GuestDowntime:
         self._interval = interval
         self._task: asyncio.Task[None] | None = None
         self.seconds: float | None = None
+
+    @classmethod
+    def of(cls, source: RunningGuest, destination: RunningGuest) -> GuestDowntime | None:
+        """Watch what the workload firmware of a described guest writes; None for another guest."""
+        if source.control is None:
+            return None
+        vcpus = source.description.vcpus
+        return cls(
+            firmware_writes(source.files["ram"].fd, vcpus),
+            firmware_writes(destination.files["ram"].fd, vcpus),
+        )
 
     async def __aenter__(self) -> GuestDowntime:
         self._task = asyncio.create_task(self._look(), name="guest downtime")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import DeadlineError, QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.machine import Machine
-from qemu_ring.migration.blocks import require_comparable
+from qemu_ring.migration.blocks import opened_blocks, require_comparable
 from qemu_ring.migration.channels.channel import Channel, Connection
 from qemu_ring.migration.comparison import Difference
 from qemu_ring.migration.downtime import GuestDowntime
@@ -74,9 +74,10 @@ class Migration:
         destination: its twin, waiting with `-incoming defer`; None for a File or Exec channel
             that only saves.
         plan: how.
-        verify: memory of both sides to compare, byte for byte, before the guest goes on: at the
-            destination, or as the plan says if a page is stale. If that is broken off, it goes
-            on at the destination. Empty to compare nothing.
+        verify: True to compare both sides' memory, byte for byte, before the guest goes on: at
+            the destination, or as the plan says if a page is stale; both QEMUs have to be on
+            this host. If that is broken off, it goes on at the destination. Or the memory
+            blocks to compare, where the caller has them open.
         guest_downtime: watches the guest's own counter; entered and left with the migration.
         sample_seconds: how often QEMU is asked for figures between its events.
         on_sample: called with each of them; what it raises, `complete` raises.
@@ -85,6 +86,7 @@ class Migration:
     Attributes:
         differences: in which the destination is another machine than the source, though they
             may be meant.
+        not_compared: RAM blocks that `verify` left out, because their place is not known.
 
     Raises:
         QemuUnsuitableError: a QEMU cannot do this, or not this mix; nothing was started.
@@ -101,7 +103,7 @@ class Migration:
         destination: Machine | None,
         plan: MigrationPlan | None = None,
         *,
-        verify: Sequence[Block] = (),
+        verify: Sequence[Block] | bool = False,
         guest_downtime: GuestDowntime | None = None,
         sample_seconds: float = 0.1,
         on_sample: Callable[[Sample], None] | None = None,
@@ -110,7 +112,9 @@ class Migration:
         self.plan = plan or MigrationPlan()
         self.source = source
         self.destination = destination
-        self._verify = tuple(verify)
+        self._verify = verify
+        self._blocks: tuple[Block, ...] = ()
+        self.not_compared: tuple[str, ...] = ()
         self._guest_downtime = guest_downtime
         self._sample_seconds = sample_seconds
         self._on_sample = on_sample
@@ -357,18 +361,30 @@ class Migration:
             raise UsageError("without a destination it can only be saved to a file or a command")
         elif self._verify:
             raise UsageError("there is no destination whose memory could be compared")
-        require_comparable(self._verify)
         for machine in (self.source, self.destination):
             if machine is not None:
                 await machine.identify()
+        await self._open_memory()
         source, plan = self._source_side, self.plan
         throttle = await find_throttle(plan, source.monitor)
-        held = bool(self._verify)
+        held = bool(self._blocks)
         self.differences = await set_up(
             self._stack, plan, source, side, held=held, throttle=throttle
         )
         if plan.goal is not None:
             self._steering = Steering(Convergence(plan.goal, throttle), source, self._on_decision)
+
+    async def _open_memory(self) -> None:
+        """Have what is to be compared open, for as long as the migration is."""
+        if isinstance(self._verify, bool):
+            if not self._verify or self.destination is None:
+                return
+            opened = opened_blocks(self.source, self.destination)
+            found = await self._stack.enter_async_context(opened)
+            self._blocks, self.not_compared = tuple(found.blocks), found.left_out
+        else:
+            require_comparable(self._verify)
+            self._blocks = tuple(self._verify)
 
     async def _begin(self) -> None:
         peer = None if self.destination is None else self.destination.monitor
@@ -402,7 +418,7 @@ class Migration:
         convergence = None if self._steering is None else self._steering.convergence
         self._live = LiveSettings(self._source_side, self._watch, convergence)
         self._ending = Ending(
-            self.source, self._watch, self.plan, self._verify, self._guest_downtime
+            self.source, self._watch, self.plan, self._blocks, self._guest_downtime
         )
         await self._stack.enter_async_context(self._watch)
 

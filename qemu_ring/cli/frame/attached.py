@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket as sockets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,7 +19,6 @@ from qemu_ring.machine import (
     RunningBinary,
     probe_host,
     serving_binary,
-    serving_process,
 )
 from qemu_ring.qmp import Address, ConnectError, Monitor, parse_address, unix_name
 
@@ -38,12 +37,10 @@ class Attached:
 
     Args:
         machine: to ask and to drive.
-        process: QEMU's id; None where that is not known, as by TCP.
         qemu: for a JSON document.
     """
 
     machine: Machine
-    process: int | None
     qemu: dict[str, object]
 
 
@@ -67,12 +64,10 @@ async def attached(where: str, name: str | None = None) -> AsyncIterator[Attache
     finally:
         timer.cancel()
     async with machine:
-        binary = process = None
+        binary = None
         if isinstance(address, sockets.socket):
             binary = await serving_binary(address)
-            with suppress(OSError):
-                process = await asyncio.to_thread(serving_process, address)
-        yield Attached(machine, process, await _qemu_behind(machine.monitor, binary))
+        yield Attached(machine, await _qemu_behind(machine.monitor, binary))
 
 
 def _tell_of_waiting(where: str) -> None:

@@ -48,10 +48,8 @@ from qemu_ring.migration import (
     recover_postcopy,
     restore,
 )
-from qemu_ring.migration.blocks import opened_blocks
 from qemu_ring.migration.control import control_socket
 from qemu_ring.qmp import commands
-from qemu_ring.verify import Block
 
 __all__ = ["migrate"]
 
@@ -286,19 +284,12 @@ async def _migrate(
             sides.append(await stack.enter_async_context(attached(destination, "destination")))
         machines = [side.machine for side in sides]
         await _require_idle(machines[0])
-        blocks: list[Block] = []
-        left_out: tuple[str, ...] = ()
-        if verify:
-            processes = [side.process for side in sides]
-            opened = opened_blocks(machines[0], machines[1], processes=processes)
-            found = await stack.enter_async_context(opened)
-            blocks, left_out = found.blocks, found.left_out
         second = machines[1] if len(machines) > 1 else None
         controls = None
         if control is not None:
             controls = await stack.enter_async_context(control_socket(control))
         migration = Migration(
-            machines[0], second, plan, verify=blocks, on_sample=show, on_decision=_tell
+            machines[0], second, plan, verify=verify, on_sample=show, on_decision=_tell
         )
         try:
             async with migration:
@@ -313,8 +304,8 @@ async def _migrate(
             return _NotCompleted(error, migration.goal_outcome, sides[0].qemu)
     rest: dict[str, object] = {}
     if second is not None:
-        rest = {"destination_qemu": sides[1].qemu, "not_compared": left_out}
-    return _Outcome(result, sides[0].qemu, rest, left_out)
+        rest = {"destination_qemu": sides[1].qemu, "not_compared": migration.not_compared}
+    return _Outcome(result, sides[0].qemu, rest, migration.not_compared)
 
 
 def _tell_obstacles(

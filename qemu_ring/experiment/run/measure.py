@@ -26,11 +26,10 @@ from qemu_ring.experiment.run.draft import (
     stale_record,
 )
 from qemu_ring.experiment.run.guest_writes import Written
-from qemu_ring.experiment.run.guests import start_guests
 from qemu_ring.experiment.run.provenance import command_lines, images, provenance
 from qemu_ring.experiment.run.removals import Removals
 from qemu_ring.guest import Pattern
-from qemu_ring.guestfile import GuestDescription, RunningGuest
+from qemu_ring.guestfile import GuestDescription, RunningGuest, start_guests
 from qemu_ring.guestfile.interpretation import memory_sizes
 from qemu_ring.machine import find_qemu, probe_host, require_memory, require_space
 from qemu_ring.memslot import query_flush, query_rings
@@ -43,9 +42,7 @@ from qemu_ring.migration import (
     MigrationError,
     MigrationResult,
     Sample,
-    firmware_writes,
 )
-from qemu_ring.verify import Block
 
 __all__ = ["Measurement"]
 
@@ -130,10 +127,7 @@ class Measurement:
             require_space(self._guest.memory_directory, 2 * total)
 
     async def _migrate(self, source: RunningGuest, destination: RunningGuest) -> MigrationResult:
-        blocks = [
-            Block(name, file.fd, destination.files[name].fd, file.size)
-            for name, file in source.files.items()
-        ]
+        blocks = source.memory_with(destination)
         before, self._started = Written.of(source), time.monotonic()
         removals, seconds = self._removals(source), math.inf
         migration = Migration(
@@ -141,7 +135,7 @@ class Measurement:
             destination.machine,
             migration_plan(self._part),
             verify=blocks if self._part.verify else (),
-            guest_downtime=None if self._part.verify else _downtime(source, destination),
+            guest_downtime=None if self._part.verify else GuestDowntime.of(source, destination),
             sample_seconds=_SAMPLE_SECONDS,
             on_sample=self._sample,
         )
@@ -270,13 +264,3 @@ async def _settle(source: RunningGuest, seconds: float) -> None:
         async with deadline(seconds):
             await source.machine.monitor.wait_disconnected()
             raise await source.machine.explain(QemuRingError("the guest ended"))
-
-
-def _downtime(source: RunningGuest, destination: RunningGuest) -> GuestDowntime | None:
-    if source.control is None:
-        return None
-    vcpus = source.description.vcpus
-    return GuestDowntime(
-        firmware_writes(source.files["ram"].fd, vcpus),
-        firmware_writes(destination.files["ram"].fd, vcpus),
-    )

@@ -15,10 +15,9 @@ from qemu_ring.errors import QemuRingError
 from qemu_ring.experiment import ExperimentPlan
 from qemu_ring.experiment.run import measure as module
 from qemu_ring.experiment.run.guest_writes import Written
-from qemu_ring.experiment.run.guests import start_guests
 from qemu_ring.experiment.run.measure import Measurement
 from qemu_ring.experiment.run.provenance import images
-from qemu_ring.guestfile import GuestDescription, parse_guest
+from qemu_ring.guestfile import GuestDescription, parse_guest, start_guests
 from qemu_ring.machine import Machine
 from qemu_ring.migration import Sample
 from qemu_ring.qmp import MigrationStatus

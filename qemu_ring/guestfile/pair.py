@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from qemu_ring.guestfile import GuestDescription, RunningGuest, start_guest
+from qemu_ring.guestfile.schema import GuestDescription
+from qemu_ring.guestfile.start import RunningGuest, start_guest
 from qemu_ring.tasks import settled
 
 __all__ = ["start_guests"]
@@ -15,7 +16,7 @@ __all__ = ["start_guests"]
 
 @asynccontextmanager
 async def start_guests(
-    guest: GuestDescription, binary: Path
+    guest: GuestDescription, binary: Path | None = None
 ) -> AsyncIterator[tuple[RunningGuest, RunningGuest]]:
     """Start a guest, and one that waits for its migration; both are stopped on leaving.
 
@@ -23,7 +24,7 @@ async def start_guests(
 
     Args:
         guest: what to start.
-        binary: the QEMU.
+        binary: the QEMU; None for the one that `find_qemu` finds.
 
     Raises:
         QemuRingError: as `start_guest`.
