@@ -25,10 +25,9 @@ from qemu_ring.tasks import to_the_end
 __all__ = ["lost_channel", "reconnect", "recover_postcopy"]
 
 _PAUSE_SECONDS = 20.0
-_NOTICE_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 _POLL_SECONDS = 0.02
-_CONNECT_SECONDS = 5.0
+_CONNECT_SECONDS = 20.0
 _SILENT = MigrationStatus("unknown")
 """Of a QEMU that does not answer."""
 _COMPLETED, _PAUSED = MigrationStatus.COMPLETED, MigrationStatus.POSTCOPY_PAUSED
@@ -44,7 +43,8 @@ async def recover_postcopy(
 ) -> MigrationOutcome:
     """Go on with a migration whose controller is gone, and see it to its end.
 
-    One that goes on by itself is only waited for. Postcopy that is paused is given a new channel.
+    One that goes on by itself is only waited for. Postcopy that is paused, or pauses meanwhile, is
+    given a new channel, once.
     A guest that was held at the destination, to be verified, runs there as soon as it can. What
     the controller noted of both sides' former settings is put back when it is over.
 
@@ -108,16 +108,20 @@ async def _recover(
     left = await _left(sides)
     await _require_recoverable(sides, found, was_ours=any(left))
     runs = not leave_paused and (left[0] is None or left[0].running)
-    connection = channel.connect(source.monitor, destination.monitor)
+    connection, reconnected = channel.connect(source.monitor, destination.monitor), False
     try:
-        if _PAUSED in found:
+        if found[0] is MigrationStatus.PRE_SWITCHOVER:
+            await commands.migrate_continue(source.monitor, MigrationStatus.PRE_SWITCHOVER)
+        # A side notices that its channel broke some time after it did: it may still call itself
+        # active when it is asked first.
+        while not await _completed(sides, runs=runs and any(left)):
+            if reconnected or not await _may_go_on(sides):
+                raise await lost_channel(*sides)
+            reconnected = True
             await _pause(source)
             await reconnect(source, destination, connection)
             await _wait_reconnected(source)
             connection.established()
-        elif found[0] is MigrationStatus.PRE_SWITCHOVER:
-            await commands.migrate_continue(source.monitor, MigrationStatus.PRE_SWITCHOVER)
-        await _wait_completed(sides, runs=runs and any(left))
         for machine, former in zip(sides, left, strict=True):
             if former is not None:
                 await to_the_end(former.put_back(machine.monitor))
@@ -169,27 +173,41 @@ async def _require_recoverable(
     )
 
 
+async def _may_go_on(sides: tuple[Machine, Machine]) -> bool:
+    """Whether each side may still have, or take, what the other one needs."""
+    return all(is_in_postcopy(one) or one is _SILENT for one in await _statuses(sides))
+
+
 async def _wait_reconnected(source: Machine) -> None:
-    """Until the source has taken the new channel, or has failed to."""
-    until = time.monotonic() + _CONNECT_SECONDS
+    """Until the source has taken the new channel, or has failed to.
+
+    It goes on when the destination has told that it does: from then on a side that is paused has
+    lost the new one.
+    """
+    until, begun = time.monotonic() + _CONNECT_SECONDS, False
     while True:
         status = await _status(source)
-        recovers = status.startswith("postcopy-recover")
-        if not recovers and (status is not _PAUSED or time.monotonic() > until):
+        begun = begun or status.startswith("postcopy-recover")
+        waits = status is _SILENT or (status is _PAUSED and not begun)
+        if not status.startswith("postcopy-recover") and not (waits and time.monotonic() < until):
             return
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _wait_completed(sides: tuple[Machine, Machine], *, runs: bool) -> None:
-    """Wait until both sides call it completed, and let a guest run that is held meanwhile."""
+async def _completed(sides: tuple[Machine, Machine], *, runs: bool) -> bool:
+    """Wait until both sides call it completed, and let a guest run that is held meanwhile.
+
+    Returns:
+        False if postcopy is paused instead.
+    """
     while True:
         found = await _statuses(sides)
+        if _PAUSED in found:
+            return False
         if runs and all(one is _COMPLETED or is_in_postcopy(one) for one in found):
             runs = not await _let_run(sides[1])
         if found == [_COMPLETED, _COMPLETED]:
-            return
-        if _PAUSED in found:
-            raise await lost_channel(*sides)
+            return True
         if MigrationStatus.FAILED in found or MigrationStatus.CANCELLED in found:
             outcome = await find_outcome(*sides)
             raise MigrationError("the migration failed", outcome=outcome)
@@ -226,14 +244,12 @@ async def _pause(machine: Machine) -> None:
         QmpError: it refused.
         DeadlineError: it did not pause in time.
     """
-    until = time.monotonic() + _PAUSE_SECONDS
-    try:
+    with suppress(CommandError):  # its channel has broken, and it is about to notice
         if await _status(machine) is not _PAUSED:
             await commands.migrate_pause(machine.monitor)
-    except CommandError:  # its channel has broken, and it is about to notice
-        until = time.monotonic() + _NOTICE_SECONDS
+    until = time.monotonic() + _PAUSE_SECONDS
     while (status := await _status(machine)) not in (_PAUSED, _SILENT):
-        if time.monotonic() > until:
+        if status.is_final or time.monotonic() > until:
             raise DeadlineError(f"{machine.name} did not pause its migration, it is {status}")
         await asyncio.sleep(_POLL_SECONDS)
     # A missing page may hold up the main loop of one that does not answer; what follows goes

@@ -24,6 +24,7 @@ from qemu_ring.migration import (
     Unix,
     recover_postcopy,
 )
+from qemu_ring.migration.engine import recovery as engine
 from qemu_ring.qmp import MigrationStatus, commands
 from tests.kvm.migration.qemus import Qemus
 from tests.kvm.migration.refusals import may_be_refused
@@ -100,7 +101,7 @@ async def test_controller_was_killed(qemus: Qemus, broken: str) -> None:
         if broken in sides:
             await commands.migrate_pause(sides[broken].monitor)
         await commands.set_parameters(source.monitor, max_postcopy_bandwidth=0)
-        outcome = await recover_postcopy(source, destination, timeout=60)
+        outcome = await recover_postcopy(source, destination, timeout=DEADLINE)
         assert outcome.guest_at is GuestAt.DESTINATION
         assert outcome.source == "postmigrate"
         for machine in sides.values():
@@ -110,6 +111,35 @@ async def test_controller_was_killed(qemus: Qemus, broken: str) -> None:
             MigrationError, match="no migration to recover: the source's is completed, the dest"
         ):
             await recover_postcopy(source, destination)
+    qemus.assert_alive()
+
+
+@pytest.mark.parametrize("broken", ["source", "destination"])
+async def test_channel_breaks_while_it_is_waited_for(
+    qemus: Qemus, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that broke before: no side need have noticed when it is asked first."""
+    kill_a_controller(qemus)
+    waits, completed = asyncio.Event(), engine._completed
+
+    async def wait_completed(sides: tuple[Machine, Machine], *, runs: bool) -> bool:
+        waits.set()
+        return await completed(sides, runs=runs)
+
+    monkeypatch.setattr(engine, "_completed", wait_completed)
+    async with (
+        await Machine.attach(qemus.source) as source,
+        await Machine.attach(qemus.destination) as destination,
+    ):
+        await wait_taken_over(destination)
+        recovery = asyncio.create_task(recover_postcopy(source, destination, timeout=DEADLINE))
+        await asyncio.wait_for(waits.wait(), DEADLINE)
+        side = {"source": source, "destination": destination}[broken]
+        await commands.migrate_pause(side.monitor)
+        await commands.set_parameters(source.monitor, max_postcopy_bandwidth=0)
+        outcome = await recovery
+        assert outcome.guest_at is GuestAt.DESTINATION
+        assert outcome.source == "postmigrate"
     qemus.assert_alive()
 
 
