@@ -49,7 +49,10 @@ static int reset_rings(int fd)
     return result;
 }
 
-/* A memslot that is to be made read-only, which KVM has no memory for */
+/*
+ * A memslot that is to be made read-only, which KVM has no memory for; and one
+ * that is removed some time after it was harvested, while the guest goes on
+ */
 static int set_region(int fd, unsigned long number, void *argument)
 {
     static struct kvm_userspace_memory_region last[SLOTS];
@@ -62,6 +65,8 @@ static int set_region(int fd, unsigned long number, void *argument)
 
     if (region->memory_size) {
         *before = *region;
+    } else if (told("late-removal")) {
+        usleep(5000);
     }
     if (made_read_only && told("fail-readonly")) {
         errno = ENOMEM;
