@@ -11,10 +11,11 @@ from types import TracebackType
 
 from qemu_ring.machine import Machine
 from qemu_ring.migration.channels.channel import Fd
+from qemu_ring.migration.engine.destination import Arrival
 from qemu_ring.migration.engine.outcome import stays_when_it_fails
 from qemu_ring.migration.engine.side import Side
 from qemu_ring.migration.errors import EndedEarlyError, MigrationError
-from qemu_ring.qmp import Event, Listener, MigrationInfo, MigrationStatus, QmpError, commands
+from qemu_ring.qmp import Event, MigrationInfo, MigrationStatus, QmpError, commands
 from qemu_ring.tasks import UninterruptibleStack
 
 __all__ = ["HeldPrecopy", "Pace"]
@@ -72,7 +73,7 @@ class HeldPrecopy:
 
     async def __aenter__(self) -> HeldPrecopy:
         self._passes = self._stack.enter_context(self._source.events("MIGRATION", "MIGRATION_PASS"))
-        self._arrivals = self._stack.enter_context(self._destination.events("MIGRATION"))
+        self._arrival = self._stack.enter_context(Arrival(self._arrives_at))
         for side in self._sides:
             self._stack.push_async_callback(side.restore)
         self._stack.push_async_callback(self._give_up)
@@ -94,7 +95,7 @@ class HeldPrecopy:
 
         Raises:
             EndedEarlyError: it completed, because the guest dirtied too little.
-            MigrationError: it failed.
+            MigrationError: it failed, at either side; with the destination's reason.
             DeadlineError: the first pass did not end in time.
         """
         for side in self._sides:
@@ -111,11 +112,11 @@ class HeldPrecopy:
         await commands.migrate_incoming(self._destination, uri, exit_on_error=not stays)
         await commands.migrate(self._source, await connection.reach())
         connection.established()
-        await self._wait(self._passes, lambda event: event.data.get("pass", 0) >= 2, timeout)
+        await self._wait(lambda event: event.data.get("pass", 0) >= 2, timeout)
         await commands.set_parameters(self._source, max_bandwidth=self._pace.held)
         if not (await commands.query_status(self._source)).running:
-            await self._wait(self._passes, _completed, timeout)
-            raise _over(await commands.query_migrate(self._source))
+            await self._wait(_completed, timeout)
+            raise await self._over(timeout)
 
     async def progress(self) -> MigrationInfo:
         """Tell how the migration fares, in QEMU's own figures.
@@ -125,7 +126,7 @@ class HeldPrecopy:
         """
         info = await commands.query_migrate(self._source)
         if info.is_final:
-            raise _over(info)
+            raise await self._over(None)
         return info
 
     async def finish(self, *, timeout: float | None = None) -> MigrationInfo:
@@ -138,7 +139,7 @@ class HeldPrecopy:
             timeout: seconds; None to wait as long as it takes.
 
         Raises:
-            MigrationError: it failed, or had ended already.
+            MigrationError: it failed, at either side, or had ended already.
             DeadlineError: it did not complete in time.
         """
         self._stopped = (await commands.query_status(self._source)).running
@@ -147,8 +148,8 @@ class HeldPrecopy:
         # The downtime limit stays low: the guest is stopped, so nothing is gained by a
         # harvest before all is sent that was known to be dirty.
         await commands.set_parameters(self._source, max_bandwidth=_UNLIMITED)
-        for events in (self._passes, self._arrivals):
-            await self._wait(events, _completed, timeout)
+        await self._wait(_completed, timeout)
+        await self._complete_arrival(timeout)
         return await commands.query_migrate(self._source)
 
     async def _give_up(self) -> None:
@@ -165,26 +166,40 @@ class HeldPrecopy:
             if self._stopped and info.status is not MigrationStatus.COMPLETED:
                 await commands.cont(self._source)
 
-    async def _wait(
-        self, events: Listener, wanted: Callable[[Event], bool], timeout: float | None
-    ) -> None:
-        """Wait for an event of the migration, or its premature end."""
-        event = await events.wait(
+    async def _wait(self, wanted: Callable[[Event], bool], timeout: float | None) -> None:
+        """Wait for an event of the source, or its premature end."""
+        event = await self._passes.wait(
             lambda event: wanted(event) or event.data.get("status") in _FINAL,
             timeout=timeout,
             what="progress of the migration",
         )
         if not wanted(event):
-            raise _over(await commands.query_migrate(self._source))
+            raise await self._over(timeout)
+
+    async def _over(self, timeout: float | None) -> MigrationError:
+        """Make the error that tells why it is over, by what both sides say.
+
+        Where the destination fails, the source may have completed, or be cut off in its last
+        writes: it is the same failure, and the destination knows the reason.
+        """
+        info = await commands.query_migrate(self._source)
+        if info.status is MigrationStatus.COMPLETED:
+            await self._complete_arrival(timeout)
+            return EndedEarlyError(
+                "the migration completed while it should be held open: the guest dirtied too little"
+            )
+        reason = info.error_desc or "the source's QEMU gives no reason"
+        if info.status is MigrationStatus.FAILED:
+            reason += await self._arrival.reason()
+        return MigrationError(f"the migration is {info.status}: {reason}")
+
+    async def _complete_arrival(self, timeout: float | None) -> None:
+        """See that the destination has it all, when the source has sent it."""
+        try:
+            await self._arrival.complete(timeout=timeout)
+        except MigrationError as error:
+            raise MigrationError(await self._arrival.failure(error)) from error
 
 
 def _completed(event: Event) -> bool:
     return event.data.get("status") == MigrationStatus.COMPLETED
-
-
-def _over(info: MigrationInfo) -> MigrationError:
-    if info.status is MigrationStatus.COMPLETED:
-        return EndedEarlyError(
-            "the migration completed while it should be held open: the guest dirtied too little"
-        )
-    return MigrationError(f"the migration is {info.status}: {info.error_desc or 'no reason given'}")

@@ -18,6 +18,7 @@ from qemu_ring.qmp import (
     CommandTimeoutError,
     DisconnectedError,
     Event,
+    MigrationInfo,
     MigrationStatus,
     Monitor,
     QmpError,
@@ -116,7 +117,7 @@ class Arrival:
                 self._note(event)
         if self._status is MigrationStatus.FAILED:
             info = await commands.query_migrate(self.machine.monitor)
-            raise MigrationError(info.error_desc or "QEMU gives no reason")
+            raise self._failed(info)
 
     async def reason(self) -> str:
         """Why it failed, as far as it tells, to follow what the source says; "" if it does not."""
@@ -125,7 +126,7 @@ class Arrival:
             status = await settled(monitor)
             if status is MigrationStatus.FAILED:
                 said = (await commands.query_migrate(monitor)).error_desc or ""
-        said = said or self._last_words()
+        said = self._all_of(said)
         return f"; the destination: {said}" if said else ""
 
     async def failure(self, error: QemuRingError) -> str:
@@ -133,6 +134,14 @@ class Arrival:
         said = str(error).removeprefix(f"{self.machine.name}: ")
         words = "" if self.machine.monitor.connected else self._last_words()
         return f"the destination failed: {said}{f'; it wrote: {words}' if words else ''}"
+
+    def _failed(self, info: MigrationInfo) -> MigrationError:
+        return MigrationError(self._all_of(info.error_desc or "") or "QEMU gives no reason")
+
+    def _all_of(self, said: str) -> str:
+        """What it said over QMP, often no more than "Invalid argument", and what it wrote."""
+        words = self._last_words()
+        return words if said in words else "; ".join(one for one in (said, words) if one)
 
     def _last_words(self) -> str:
         return last_lines(self.machine.text("output")) if self.machine.owned else str(self._words)
@@ -158,7 +167,7 @@ class Arrival:
                     break
                 info = await commands.query_migrate(monitor)
                 if info.status is MigrationStatus.FAILED:
-                    raise MigrationError(info.error_desc or "QEMU gives no reason")
+                    raise self._failed(info)
             except CommandTimeoutError:  # its main loop waits for a page
                 pass
             except DisconnectedError:
