@@ -14,8 +14,9 @@ from typing import Any
 from qemu_ring.errors import QemuUnsuitableError, UsageError
 from qemu_ring.machine import Machine
 from qemu_ring.migration.comparison import differences
+from qemu_ring.migration.toggling.drives import query_drives
 from qemu_ring.migration.toggling.shared_memory import FileId, shared_files
-from qemu_ring.qmp import Monitor, commands
+from qemu_ring.qmp import commands
 
 __all__ = ["require_alike", "require_no_harm"]
 
@@ -84,22 +85,12 @@ async def require_alike(original: Machine, twin: Machine, files: Mapping[str, Fi
             f"now (the source): {'; '.join(found)}",
             hint=_START_AGAIN,
         )
-    here, there = await asyncio.gather(_images(original.monitor), _images(twin.monitor))
+    here, there = await asyncio.gather(query_drives(original.monitor), query_drives(twin.monitor))
     for drive in sorted(here.keys() | there.keys()):
-        ours, other = (side.get(drive, "nothing") for side in (here, there))
+        ours, other = (side[drive].image if drive in side else "nothing" for side in (here, there))
         if ours != other:
             raise UsageError(
                 f"{original.name} cannot be moved: drive {drive} has {ours}, in its twin it would "
                 f"have {other}",
                 hint=_START_AGAIN,
             )
-
-
-async def _images(monitor: Monitor) -> dict[str, str]:
-    """The image in each drive."""
-    listed: Any = await monitor.execute("query-block")
-    return {
-        one.get("device") or one.get("qdev", ""): one["inserted"]["file"]
-        for one in listed
-        if "inserted" in one
-    }

@@ -1,4 +1,4 @@
-"""What was plugged into a guest after its start, which its description does not have.
+"""What was plugged in or out after a guest's start, which its description does not know.
 
 The twin is started with it. Virtual CPUs and DIMMs tell all about themselves; of any other device
 the twin could only be given a likeness, as of its properties QEMU does not tell those that refer to
@@ -8,7 +8,7 @@ what is behind it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -31,7 +31,9 @@ _IF_SET = frozenset({"align", "offset", "readonly", "pmem"})
 async def with_plugged(
     description: MachineDescription, monitor: Monitor, name: str
 ) -> MachineDescription:
-    """A guest's description with all that was plugged in since it was started.
+    """A guest's description with all that was plugged in since it was started, or out.
+
+    Only devices of the description that have an id are known to be gone.
 
     Args:
         description: what it was started from.
@@ -42,14 +44,19 @@ async def with_plugged(
         QmpError: as in `Monitor.call`.
         UsageError: something was plugged in that a twin could not be given.
     """
+    present = await _devices(monitor)
     plugged = [
         (path, kind)
-        for path, kind in await _devices(monitor)
+        for path, kind in present
         if await commands.qom_get(monitor, path, "hotplugged")
     ]
-    if not plugged:
-        return description
-    cpus: Any = await monitor.execute("query-hotpluggable-cpus")
+    left = [
+        device
+        for device in description.devices
+        if "id" not in device.properties
+        or f"{_CONTAINERS[0]}/{device.properties['id']}" in {path for path, _ in present}
+    ]
+    cpus: Any = await monitor.execute("query-hotpluggable-cpus") if plugged else []
     places = {cpu["qom-path"]: cpu["props"] for cpu in cpus if "qom-path" in cpu}
     devices, backends, others = [], [], []
     for path, kind in plugged:
@@ -68,18 +75,17 @@ async def with_plugged(
             f"{', '.join(others)}",
             hint="unplug it, or describe it in the guest's file and start the guest with it",
         )
-    known = _ids([b.id for b in (description.memory, *description.backends)], description.extra)
-    objects = [
+    listed: Any = await monitor.execute("qom-list", {"path": "/objects"})
+    objects = {one["name"] for one in listed}
+    extra = _without_gone(description.extra, objects)
+    started = {b.id for b in (description.memory, *description.backends)} | _object_ids(extra)
+    added = [
         argument
         for backend in backends
-        if backend["id"] not in known
+        if backend["id"] not in started
         for argument in ("-object", json.dumps(backend))
     ]
-    return replace(
-        description,
-        devices=(*description.devices, *devices),
-        extra=(*description.extra, *objects),
-    )
+    return replace(description, devices=(*left, *devices), extra=(*extra, *added))
 
 
 async def _devices(monitor: Monitor) -> list[tuple[str, str]]:
@@ -124,14 +130,24 @@ async def _dimm(
     return device, properties
 
 
-def _ids(ids: Iterable[str], arguments: Sequence[str]) -> set[str]:
+def _without_gone(arguments: Sequence[str], objects: Set[str]) -> tuple[str, ...]:
+    """A command line without objects that there are no more."""
+    gone = {
+        at
+        for at, (option, value) in enumerate(pairwise(arguments))
+        if option == "-object" and not _object_ids((option, value)) <= objects
+    }
+    return tuple(one for at, one in enumerate(arguments) if not {at, at - 1} & gone)
+
+
+def _object_ids(arguments: Sequence[str]) -> set[str]:
     """The ids of objects that a command line has."""
-    found = set(ids)
+    found = set()
     for option, value in pairwise(arguments):
-        if option not in ("-object", "--object"):
+        if option != "-object":
             continue
         if value.startswith("{"):
-            found.add(json.loads(value).get("id"))
+            found.add(json.loads(value).get("id", ""))
         else:
             found |= {part[3:] for part in value.split(",") if part.startswith("id=")}
     return found

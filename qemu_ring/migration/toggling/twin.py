@@ -11,6 +11,7 @@ from qemu_ring.errors import QemuRingError, UsageError
 from qemu_ring.machine import Accelerator, Machine, MachineDescription, QemuBinary
 from qemu_ring.memslot import FlushInfo, FlushPolicy
 from qemu_ring.migration.engine.previous_settings import set_capabilities, set_parameters
+from qemu_ring.migration.toggling.drives import Drive, query_drives, set_limits
 from qemu_ring.qmp import CommandError, Monitor, commands
 from qemu_ring.qmp.dirty import query_vcpu_dirty_limit, set_vcpu_dirty_limit
 
@@ -97,11 +98,13 @@ class Carried:
         capabilities: for migration, by name.
         parameters: for migration, by QMP name.
         limits: on how fast vCPUs may dirty memory, MiB/s by vCPU.
+        drives: with the limits on their speed.
     """
 
     capabilities: dict[str, bool]
     parameters: dict[str, object]
     limits: dict[int, int]
+    drives: dict[str, Drive]
 
     @classmethod
     async def of(cls, monitor: Monitor) -> Carried:
@@ -114,6 +117,7 @@ class Carried:
             await commands.query_capabilities(monitor),
             await commands.query_parameters(monitor),
             limits,
+            await query_drives(monitor),
         )
 
     async def give_back(self, monitor: Monitor) -> tuple[str, ...]:
@@ -126,7 +130,8 @@ class Carried:
     async def give(self, monitor: Monitor) -> tuple[str, ...]:
         """Set all of it in the twin; returns what it did not take, in words."""
         return await self.give_back(monitor) + await _each(
-            ("dirty limits", self._give_limits(monitor))
+            ("dirty limits", self._give_limits(monitor)),
+            ("limits of drives", self._give_drives_limits(monitor)),
         )
 
     async def _give_limits(self, monitor: Monitor) -> None:
@@ -134,6 +139,11 @@ class Carried:
             await require_safe_numbers(monitor, "a dirty limit", "")
         for vcpu, limit in self.limits.items():
             await set_vcpu_dirty_limit(monitor, limit, cpu_index=vcpu)
+
+    async def _give_drives_limits(self, monitor: Monitor) -> None:
+        for name, drive in (await query_drives(monitor)).items():
+            if name in self.drives and self.drives[name].limits != drive.limits:
+                await set_limits(monitor, drive, self.drives[name].limits)
 
 
 async def _each(*settings: tuple[str, Coroutine[object, object, None]]) -> tuple[str, ...]:

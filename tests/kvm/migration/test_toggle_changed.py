@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qemu_ring.errors import QemuRingError, QemuUnsuitableError, UsageError
+from qemu_ring.machine import Device
+from qemu_ring.migration.toggling.drives import query_drives, set_limits
 from qemu_ring.qmp import commands
 from tests.kvm.migration.toggling import MIB, Guest, guest, no_twin
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 pytestmark = pytest.mark.ring
 
@@ -86,8 +89,43 @@ async def test_unplugged_device(binary: Path) -> None:
     devices = ("-device", "qemu-xhci", "-device", "usb-tablet,id=tablet")
     async with guest(binary, extra=devices) as one:
         await one.to("ring:4096")
-        await one.machine.monitor.execute("device_del", {"id": "tablet"})
+        monitor = one.machine.monitor
+        with monitor.events("DEVICE_DELETED") as deleted:
+            await monitor.execute("device_del", {"id": "tablet"})
+            await deleted.wait(timeout=DEADLINE)
         await refused(one, "device usb-tablet .* is missing at the source")
+
+
+async def test_unplugged_device_that_was_described_is_not_the_twins(binary: Path) -> None:
+    devices = (Device("qemu-xhci"), Device("usb-tablet", {"id": "tablet"}))
+    async with guest(binary, devices=devices) as one:
+        monitor = one.machine.monitor
+        with monitor.events("DEVICE_DELETED") as deleted:
+            await monitor.execute("device_del", {"id": "tablet"})
+            await deleted.wait(timeout=DEADLINE)
+        await one.to("ring:4096")
+        path = {"path": "/machine/peripheral"}
+        listed: Any = await one.machine.monitor.execute("qom-list", path)
+        assert "tablet" not in {child["name"] for child in listed}
+        await one.writes_on()
+
+
+@pytest.mark.parametrize("notation", ["pairs", "JSON"])
+async def test_memory_that_is_gone(binary: Path, tmp_path: Path, notation: str) -> None:
+    """The twin would make its file again."""
+    path = tmp_path / "more"
+    backend = {"qom-type": "memory-backend-file", "id": "more", "size": MIB, "mem-path": str(path)}
+    text = f"memory-backend-file,id=more,size=1M,share=on,mem-path={path}"
+    if notation == "JSON":
+        text = json.dumps({**backend, "share": True})
+    async with guest(binary, extra=("-object", text)) as one:
+        await one.to("ring:4096")
+        assert path.exists()
+        await one.machine.monitor.execute("object-del", {"id": "more"})
+        path.unlink()
+        await one.to("bitmap")
+        assert not path.exists()
+        await one.writes_on()
 
 
 LOST = {
@@ -161,6 +199,27 @@ async def test_disk_is_the_twins(binary: Path, tmp_path: Path) -> None:
             await commands.human(one.machine.monitor, 'qemu-io disk "write -P 90 0 64k"')
             assert (tmp_path / "disk").read_bytes()[: MIB >> 4] == b"\x5a" * (MIB >> 4)
             await one.writes_on()
+
+
+async def test_limits_of_a_drive(binary: Path, tmp_path: Path) -> None:
+    """Those that were set by QMP, and those that were taken away."""
+    limits = (
+        "-drive",
+        f"if=virtio,id=other,format=raw,file={tmp_path}/other,throttling.iops-read=9",
+    )
+    (tmp_path / "other").write_bytes(bytes(MIB))
+    async with guest(binary, extra=(*disk(tmp_path), *limits)) as one:
+        before = await query_drives(one.machine.monitor)
+        assert (before["disk"].limits, before["other"].limits["iops_rd"]) == ({}, 9)
+        wanted: dict[str, int | str] = {"bps": 4 * MIB, "bps_max": 8 * MIB, "bps_max_length": 3}
+        await set_limits(one.machine.monitor, before["disk"], wanted)
+        await set_limits(one.machine.monitor, before["other"], {})
+        for tracking in ("ring:4096", "bitmap"):
+            assert (await one.to(tracking)).notes == ()
+            now = await query_drives(one.machine.monitor)
+            assert now["disk"].limits.items() >= wanted.items()
+            assert now["other"].limits == {}
+        await one.writes_on()
 
 
 async def test_disk_that_is_another_image_now(binary: Path, tmp_path: Path) -> None:
