@@ -9,10 +9,11 @@ from functools import partial
 from qemu_ring.dirty import require_safe_numbers
 from qemu_ring.errors import QemuUnsuitableError, UsageError
 from qemu_ring.migration.comparison import Difference, differences
+from qemu_ring.migration.engine.ignore_shared import require_restorable
 from qemu_ring.migration.engine.settings import destination_settings, source_settings
 from qemu_ring.migration.engine.side import Side, require_support
 from qemu_ring.migration.engine.throttling import Throttle
-from qemu_ring.migration.plan import DirtyLimit, MigrationPlan, Tls
+from qemu_ring.migration.plan import CprReboot, DirtyLimit, MigrationPlan, Tls
 from qemu_ring.qmp import CommandError, CommandTimeoutError, Monitor, ProtocolError
 
 __all__ = ["find_obstacles", "require_twins", "set_up"]
@@ -52,6 +53,8 @@ async def set_up(
         how = "throttling by dirty-limit"
         await require_safe_numbers(source.monitor, how, "throttle by auto-converge")
     await source.require_idle()
+    if isinstance(plan.kind, CprReboot) and plan.kind.ignore_shared:
+        await require_restorable(source.monitor)
     different: tuple[Difference, ...] = ()
     if destination is not None:
         await destination.require_waiting()
@@ -90,6 +93,8 @@ async def find_obstacles(
         sides[0][0].require_idle,
         *(side.require_waiting for side, _ in sides[1:]),
     ]
+    if isinstance(plan.kind, CprReboot) and plan.kind.ignore_shared:
+        requirements.append(partial(require_restorable, source))
     for require in requirements:
         try:
             await require()

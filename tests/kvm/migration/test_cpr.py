@@ -10,6 +10,8 @@ import pytest
 
 from qemu_ring.errors import QemuUnsuitableError, UsageError
 from qemu_ring.machine import Machine, MachineError
+from qemu_ring.memslot import PciAddress
+from qemu_ring.memslot.pci_config import ConfigWrite, write_config
 from qemu_ring.migration import (
     CprReboot,
     CprTransfer,
@@ -22,6 +24,7 @@ from qemu_ring.migration import (
     firmware_writes,
     restore,
 )
+from qemu_ring.migration.engine.setup import find_obstacles
 from qemu_ring.qmp import commands
 from tests.waiting import DEADLINE
 
@@ -131,3 +134,33 @@ async def test_reboot(
             await pair.control.wait(
                 lambda now: now.writes > before, timeout=DEADLINE, what="no writes"
             )
+
+
+@pytest.mark.parametrize("emptied", [False, True], ids=["mapped", "emptied"])
+async def test_reboot_that_could_not_be_restored(
+    start_pair: StartPair, patched_qemu: Path, tmp_path: Path, emptied: bool
+) -> None:
+    """Memory that no new QEMU takes where it is, or that is gone with the old one."""
+    plan = MigrationPlan(kind=CprReboot(), channel=File(tmp_path / "saved"))
+    backend = f"memory-backend-file,id=shm,size=2M,share=on,mem-path={tmp_path}/shm"
+    backend += ",discard-data=on" if emptied else ""
+    device = ("-device", "ivshmem-plain,memdev=shm,master=on,addr=0x10")
+    async with start_pair(patched_qemu, extra=("-object", backend, *device)) as pair:
+        monitor, place = pair.source.monitor, PciAddress(0x10)
+        words = "is emptied when it ends"
+        if not emptied:
+            words = "shm is, or was, mapped at 0x40000000 by a PCI device"
+            enabled = ConfigWrite.memory_enable(place, on=True)
+            await write_config(monitor, [*ConfigWrite.bar(place, 2, 1 << 30), enabled])
+        (obstacle,) = await find_obstacles(monitor, None, plan)
+        assert words in str(obstacle)
+        assert obstacle.fatal
+        with pytest.raises(UsageError, match=words):
+            async with Migration(pair.source, None, plan):
+                pass
+        await pair.assert_source_goes_on()
+        assert not (tmp_path / "saved").exists()
+        whole = replace(plan, kind=CprReboot(ignore_shared=False))
+        async with Migration(pair.source, None, whole) as migration:
+            await migration.complete(timeout=60)
+        assert (await commands.query_status(monitor)).status == "postmigrate"
