@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 from qemu_ring.errors import UsageError
 from qemu_ring.experiment.plan.schema import CellPart, MigrationPart
 from qemu_ring.migration import (
     AbortRules,
     AutoConverge,
+    Channel,
     DirtyLimit,
     Fd,
     Goal,
@@ -54,7 +57,7 @@ def migration_plan(part: CellPart) -> MigrationPlan:
             if wanted.kind == "postcopy"
             else Precopy()
         ),
-        channel=Tcp() if channel_of(part) == "tcp" else Fd(),
+        channel=_channel(part),
         multifd=(
             Multifd(wanted.multifd, wanted.compression, wanted.compression_level)
             if wanted.multifd
@@ -101,6 +104,22 @@ def channel_of(part: CellPart) -> str:
     wanted = part.migration
     several = wanted.multifd > 0 or wanted.preempt or part.network is not None
     return wanted.channel or ("tcp" if several else "fd")
+
+
+def _channel(part: CellPart) -> Channel:
+    listen = part.migration.listen
+    if channel_of(part) != "tcp":
+        if listen is not None:
+            raise PlanError("listen", "needs the channel tcp")
+        return Fd()
+    if listen is None:
+        return Tcp()
+    address = ip_address(listen)
+    if part.network is not None and not (address.is_unspecified or address.is_loopback):
+        raise PlanError("listen", "network conditions are those of loopback addresses only")
+    if address.is_unspecified:
+        return Tcp("127.0.0.1" if address.version == 4 else "::1", listen=listen)
+    return Tcp(listen)
 
 
 def _given(wanted: MigrationPart) -> set[str]:

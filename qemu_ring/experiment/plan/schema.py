@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -30,6 +31,14 @@ _MOST_BANDWIDTH = 1 << 50  # far above any link; QEMU and tc reckon in 64 bits
 def _bandwidth(value: int) -> int:
     if value > _MOST_BANDWIDTH:
         raise wrong("is more than 1024 TiB a second")
+    return value
+
+
+def _address(value: str) -> str:
+    try:
+        ip_address(value)
+    except ValueError:
+        raise wrong(f"{value!r} is no IP address, such as 192.0.2.7") from None
     return value
 
 
@@ -102,6 +111,8 @@ class MigrationPart(Part):
     """For postcopy, the goal's too: bytes a second after the switchover."""
     channel: Literal["fd", "tcp"] | None = None
     """A socket pair, or TCP on this host; by default tcp where several connections are needed."""
+    listen: Annotated[str, AfterValidator(_address)] | None = None
+    """For tcp: the address of this host that it goes by; 0.0.0.0 or "::" for all of them."""
     multifd: int = Field(0, ge=0, le=255)
     """Connections to send pages by; 0 does without multifd."""
     compression: Compression = "none"

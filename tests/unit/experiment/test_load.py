@@ -17,6 +17,9 @@ from qemu_ring.experiment import (
     load_experiment,
     parse_experiment,
 )
+from qemu_ring.experiment.plan.migrations import migration_plan
+from qemu_ring.experiment.plan.schema import CellPart
+from qemu_ring.migration import Channel, Fd, Tcp
 
 from .conftest import EXPERIMENT
 
@@ -50,6 +53,22 @@ def test_cells(plan: ExperimentPlan) -> None:
     assert ring["max_bandwidth"] == 500 << 20
     assert ring["workload.pages_per_second"] == 1000
     assert ring["channel"] == "fd"
+
+
+@pytest.mark.parametrize(
+    ("more", "channel"),
+    [
+        ("channel: tcp", Tcp()),
+        ("channel: tcp\n  listen: 127.0.0.9", Tcp("127.0.0.9")),
+        ("channel: tcp\n  listen: 0.0.0.0", Tcp("127.0.0.1", listen="0.0.0.0")),
+        ('multifd: 2\n  listen: "::"', Tcp("::1", listen="::")),
+        ("listen: null", Fd()),
+    ],
+)
+def test_channel(more: str, channel: Channel) -> None:
+    plan = parse_experiment(EXPERIMENT.replace("max-bandwidth: 500 MiB", more))
+    wanted = plan.cells[0].specification["migration"]
+    assert migration_plan(CellPart.model_validate({"migration": wanted})).channel == channel
 
 
 def test_ids_depend_on_what_is_run_alone(plan: ExperimentPlan, tmp_path: Path) -> None:
@@ -195,6 +214,21 @@ MISTAKES = [
         "max-bandwidth: 500 MiB",
         "channel: fd\nnetwork: {latency-seconds: 1}",
         "e.yaml:11: migration.channel: network conditions need the channel tcp",
+    ),
+    (
+        "max-bandwidth: 500 MiB",
+        "listen: 127.0.0.1",
+        "e.yaml:11: migration.listen: needs the channel tcp",
+    ),
+    (
+        "max-bandwidth: 500 MiB",
+        "channel: tcp\n  listen: 127.0.0.1:4444",
+        "e.yaml:12: migration.listen: '127.0.0.1:4444' is no IP address, such as 192.0.2.7",
+    ),
+    (
+        "max-bandwidth: 500 MiB",
+        "listen: 192.0.2.7\nnetwork: {latency-seconds: 1}",
+        "e.yaml:11: migration.listen: network conditions are those of loopback addresses only",
     ),
     ("repeats: 3", "time-limit: .inf", "e.yaml:14: time-limit: must be a finite number, not inf"),
     ("repeats: 3", "time-limit: .nan", "e.yaml:14: time-limit: must be a finite number, not nan"),
