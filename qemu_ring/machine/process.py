@@ -21,32 +21,56 @@ __all__ = ["ChildProcess"]
 # (Not preexec_fn: Python code between fork and exec can deadlock with threads.)
 _GUARD = 'test "$PPID" = "$0" && exec "$@"'
 
+# This one stays, and leads the group: the kernel kills no children of a child. What it starts in
+# the background would have no standard input, but for the redirection.
+_GROUP_GUARD = """test "$PPID" = "$0" || exit 1
+trap 'kill -KILL 0' TERM
+exec 3<&0
+"$@" <&3 3<&- & exec 3<&- </dev/null >/dev/null
+wait $!"""
+
 
 class ChildProcess:
     """A running program; made by `start`, on a running event loop.
 
     The kernel kills it when the thread that started it ends, kill -9 included.
-    It has a session of its own, so that Ctrl-C reaches only the controller.
+    It has a session of its own, so that Ctrl-C reaches only the controller. One with a group ends
+    with all that it started: when it is stopped, when its owner ends, and when it ends itself.
     """
 
     # Not asyncio's subprocesses: there, a signal to a child that has just ended takes its
     # exit status away from the child watcher. A pidfd has no such race, and no thread.
 
-    def __init__(self, process: subprocess.Popen[bytes], output: UnnamedFile) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], output: UnnamedFile, *, group: bool = False
+    ) -> None:
         self._process = process
         self._output = output
+        self._leads_group = group
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._pidfd = os.pidfd_open(process.pid)
         self._loop.add_reader(self._pidfd, self._reap)
 
     @classmethod
-    def start(cls, arguments: Sequence[str], *, fds: Collection[int] = ()) -> ChildProcess:
+    def start(
+        cls,
+        arguments: Sequence[str],
+        *,
+        fds: Collection[int] = (),
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | None = None,
+        group: bool = False,
+    ) -> ChildProcess:
         """Start a program.
 
         Args:
             arguments: its path, then its arguments.
             fds: descriptors that it inherits, under the same numbers.
+            stdin: a descriptor to read.
+            stdout: a descriptor to write to; None to keep it with standard error, as `output`.
+            group: whether what it starts ends with it. Its exit status is a shell's then: 128 and
+                the signal's number if one ended it.
 
         Raises:
             HostError: setpriv(1) is missing.
@@ -56,13 +80,14 @@ class ChildProcess:
             raise HostError(
                 "setpriv is not installed", hint="install it: apt-get install util-linux"
             )
-        guard = [setpriv, "--pdeathsig", "KILL", "sh", "-c", _GUARD, str(os.getpid())]
+        number, script = ("TERM", _GROUP_GUARD) if group else ("KILL", _GUARD)
+        guard = [setpriv, "--pdeathsig", number, "sh", "-c", script, str(os.getpid())]
         output = UnnamedFile("output")
         try:
             process = subprocess.Popen(
                 [*guard, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output.fd,
+                stdin=stdin,
+                stdout=output.fd if stdout is None else stdout,
                 stderr=output.fd,
                 pass_fds=tuple(fds),
                 start_new_session=True,
@@ -71,7 +96,7 @@ class ChildProcess:
             output.close()
             raise
         try:
-            return cls(process, output)
+            return cls(process, output, group=group)
         except BaseException:  # no descriptor is left to watch it by
             process.kill()
             process.wait()
@@ -143,12 +168,18 @@ class ChildProcess:
         self._output.close()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._pidfd >= 0:
-            with suppress(ProcessLookupError):
+        if self._pidfd < 0:
+            return
+        with suppress(ProcessLookupError):
+            if self._leads_group:  # which keeps its number: it is not reaped yet
+                os.killpg(self.pid, number)
+            else:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def _reap(self) -> None:
         """Take the exit status of a process that has ended, or is just being killed."""
+        if self._leads_group:
+            self._signal(signal.SIGKILL)
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1

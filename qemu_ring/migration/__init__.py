@@ -1,6 +1,7 @@
 """Driving one live migration, whatever its kind."""
 
 from qemu_ring.migration.channels.channel import AbstractUnix, Channel, Exec, Fd, File, Tcp, Unix
+from qemu_ring.migration.channels.command import Command
 from qemu_ring.migration.comparison import Difference
 from qemu_ring.migration.cpr import CprTransferMigration
 from qemu_ring.migration.downtime import Downtime, GuestDowntime, firmware_writes
@@ -67,6 +68,7 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "CprTransfer",
     "Kind",
     "Channel",
+    "Command",
     "Unix",
     "AbstractUnix",
     "Tcp",

@@ -71,8 +71,8 @@ class Migration:
 
     Args:
         source: the guest.
-        destination: its twin, waiting with `-incoming defer`; None for a File or Exec channel
-            that only saves.
+        destination: its twin, waiting with `-incoming defer`; None for a File, Command or Exec
+            channel that only saves.
         plan: how.
         verify: True to compare both sides' memory, byte for byte, before the guest goes on: at
             the destination, or as the plan says if a page is stale; both QEMUs have to be on
@@ -124,6 +124,8 @@ class Migration:
         self._source_side = Side("source", source.monitor)
         self.differences: tuple[Difference, ...] = ()
         self._connection: Connection | None = None
+        self._was_kept = False
+        self._was_cut_off = False
         self._watch: Watch
         self._ending: Ending
         self._live: LiveSettings
@@ -242,6 +244,8 @@ class Migration:
         hint = "allow more bandwidth or downtime, throttle the guest, or use postcopy"
         if self._watch.is_silent:
             hint = "the source does not answer: see whether it is stopped, or its host too busy"
+        elif self.status is MigrationStatus.COMPLETED and self._is_unsaved:
+            hint = f"allow more time: {self.plan.channel.words} has not ended"
         elif self.status is MigrationStatus.COMPLETED:
             hint = "allow more time: the destination has not got all, or memory is being compared"
         raise DeadlineError(
@@ -390,6 +394,7 @@ class Migration:
         peer = None if self.destination is None else self.destination.monitor
         connection = self._connection = self.plan.channel.connect(self.source.monitor, peer)
         self._stack.callback(self._close_connection, connection)
+        self._stack.push_async_callback(self._keep_unsaved_guest)
         self._stack.push_async_callback(connection.abandon)
         await self._start_watch()
         if self.destination is not None:
@@ -414,6 +419,7 @@ class Migration:
             self._on_sample,
             self._connected,
             self._steering,
+            self._cut_off,
         )
         convergence = None if self._steering is None else self._steering.convergence
         self._live = LiveSettings(self._source_side, self._watch, convergence)
@@ -434,6 +440,7 @@ class Migration:
                 # One that hangs takes it when it goes on; after postcopy's switchover it must not.
                 if self.plan.postcopy is None:
                     self._release_destination()
+                    self._cut_off()
                     await commands.migrate_cancel(self.source.monitor, timeout=_UNHEARD_SECONDS)
                 return
             if status.is_active and not is_in_postcopy(status):
@@ -441,14 +448,25 @@ class Migration:
 
     async def _cancel(self) -> None:
         status = await self._watch.find_status()
+        if status is MigrationStatus.COMPLETED and self._is_unsaved:
+            self._cut_off()
+            await self._keep_unsaved_guest()
+            return
         if is_in_postcopy(status):
             raise await self._error("postcopy cannot be cancelled after the switchover")
         if not status.is_active:
             raise await self._error(f"there is nothing to cancel, it is {status}")
         self._release_destination()
         status = await self._watch.end()
-        if status is MigrationStatus.COMPLETED:
+        if status is MigrationStatus.COMPLETED and self._is_unsaved:
+            await self._keep_unsaved_guest()
+        elif status is MigrationStatus.COMPLETED:
             raise await self._error(f"too late to cancel, it is {status}")
+
+    def _cut_off(self) -> None:
+        self._was_cut_off = True
+        if self._connection is not None:
+            self._connection.cut_off()
 
     def _release_destination(self) -> None:
         if self.destination is not None:
@@ -472,17 +490,36 @@ class Migration:
             await watch.until(lambda: watch.over or watch.is_paused)
         self._ending.arrival = self._arrival
         if watch.failure is not None or not watch.completed:
-            raise await self._ending.why_not_completed()
+            raise await self._ending.why_not_completed(self._connection)
         await self._finish_connection()
         return await self._ending.conclude()
+
+    @property
+    def _is_unsaved(self) -> bool:
+        return self._connection is not None and self._connection.is_lost
+
+    async def _keep_unsaved_guest(self) -> None:
+        """Let a guest go on that QEMU has sent, but that came to be saved nowhere."""
+        if self._was_kept or not self._is_unsaved or not self._watch.was_running:
+            return
+        if self.status is MigrationStatus.COMPLETED:
+            self._was_kept = True
+            with suppress(QmpError):  # it is gone
+                await commands.cont(self.source.monitor)
 
     async def _finish_connection(self) -> None:
         try:
             if self._connection is not None:
-                self._connection.finish()
+                await self._connection.finish()
         except MigrationError as error:
+            await self._keep_unsaved_guest()
+            if self._was_cut_off:
+                words = "the migration was cancelled"
+                raise await self._error(words, MigrationCancelledError) from error
             outcome = await find_outcome(self.source, self.destination)
             raise MigrationError(error.message, hint=error.hint, outcome=outcome) from error
 
-    async def _error(self, message: str) -> MigrationError:
-        return MigrationError(message, outcome=await find_outcome(self.source, self.destination))
+    async def _error(
+        self, message: str, kind: type[MigrationError] = MigrationError
+    ) -> MigrationError:
+        return kind(message, outcome=await find_outcome(self.source, self.destination))

@@ -18,6 +18,7 @@ POSTCOPY: Final = "kind.postcopy"
 _NEEDED: Final = (
     ("multifd.compression", "multifd.channels"),
     ("multifd.level", "multifd.compression"),
+    ("multifd.zero_copy", "multifd.channels"),
     ("mapped_ram.direct_io", "mapped_ram"),
     ("tls.hostname", "tls.source_directory"),
     ("kind.after_passes", POSTCOPY),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from qemu_ring.errors import UsageError
-from qemu_ring.migration.channels.channel import Channel, Fd, File
+from qemu_ring.migration.channels.channel import Channel, Fd, File, Tcp
 from qemu_ring.migration.errors import GuestAt, PlanError
 from qemu_ring.migration.goal import Goal
 from qemu_ring.migration.values import (
@@ -106,14 +106,20 @@ class Multifd:
         channels: how many, 1 to 255.
         compression: of pages; what QEMU was built with.
         level: of zlib or zstd; None for QEMU's own.
+        zero_copy: have the kernel send pages from where they are (MSG_ZEROCOPY), by a `Tcp`
+            channel, as they are: without compression, xbzrle, or TLS. What is under way is locked
+            memory, which QEMU's process has to be allowed. Only the source does it.
     """
 
     channels: int = 2
     compression: Compression = "none"
     level: int | None = None
+    zero_copy: bool = False
 
     def __post_init__(self) -> None:
         require_between("multifd.channels", self.channels, 1, 255)
+        if self.zero_copy and self.compression != "none":
+            raise PlanError("multifd.zero_copy", "sends pages as they are: none are compressed")
         if self.level is not None and self.compression == "none":
             raise PlanError("multifd.level", "needs a compression", hint="such as zlib or zstd")
         if self.compression in _LEVELS:
@@ -298,6 +304,21 @@ class MigrationPlan:
         if self.if_stale not in (GuestAt.SOURCE, GuestAt.DESTINATION, GuestAt.NOWHERE):
             raise UsageError(f"no guest can be made to go on {self.if_stale}")
         self._check_tls()
+        self._check_zero_copy()
+
+    def _check_zero_copy(self) -> None:
+        if self.multifd is None or not self.multifd.zero_copy:
+            return
+        if self.xbzrle is not None:
+            raise PlanError("multifd.zero_copy", "sends pages as they are: no xbzrle")
+        if self.tls is not None:
+            raise PlanError("multifd.zero_copy", "sends pages as they are: they are not encrypted")
+        if not isinstance(self.channel, Tcp):
+            raise PlanError(
+                "multifd.zero_copy",
+                f"needs the channel tcp, and this one is {self.channel.words}",
+                hint="such as tcp:HOST:PORT",
+            )
 
     def _check_goal(self) -> None:
         goal = self.goal

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 
-from qemu_ring.errors import QemuRingError, QemuUnsuitableError, UsageError
+from qemu_ring._compat import timeout as deadline
+from qemu_ring.errors import DeadlineError, QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.machine import Machine
+from qemu_ring.migration.channels.channel import Connection
 from qemu_ring.migration.engine.destination import Arrival
 from qemu_ring.migration.engine.settings import destination_settings
 from qemu_ring.migration.engine.side import Side, require_support
@@ -24,7 +26,7 @@ async def restore(
 
     Args:
         destination: the same machine, started with `-incoming defer`.
-        plan: what it was saved with; of its channel, the file or the destination's command.
+        plan: what it was saved with; its channel is the file, or the command that gives it.
         timeout: seconds; None to wait as long as it takes.
 
     Returns:
@@ -33,7 +35,8 @@ async def restore(
     Raises:
         UsageError: the plan is for no file or command, or the destination does not wait.
         QemuUnsuitableError: this QEMU cannot do it, and has begun nothing.
-        MigrationError: it failed. The destination is of no more use.
+        MigrationError: it failed. The destination is of no more use, unless the command of a
+            `Command` gave no saved guest: then it waits on.
         DeadlineError: it was not done in time.
     """
     if plan.channel.bidirectional:
@@ -50,10 +53,9 @@ async def restore(
         stack.callback(connection.close, completed=False)
         stack.push_async_callback(connection.abandon)
         arrival = stack.enter_context(Arrival(destination))
+        uri = await _listen(connection, plan.channel.words, timeout)
         try:
-            await arrival.expect(
-                await connection.listen(), paused=plan.leave_paused, has_source=False
-            )
+            await arrival.expect(uri, paused=plan.leave_paused, has_source=False)
         except CommandError as error:
             raise QemuUnsuitableError(
                 f"the destination refuses it: {error.description}",
@@ -62,11 +64,24 @@ async def restore(
         try:
             await arrival.complete(timeout=timeout)
         except MigrationError as error:
-            raise MigrationError(f"{plan.channel.words} was not restored: {error}") from error
+            said = f"{error}{await connection.reason()}"
+            raise MigrationError(f"{plan.channel.words} was not restored: {said}") from error
         except QemuRingError as error:
             if destination.monitor.connected:  # a passed deadline stays what it is
                 raise
-            raise MigrationError(
-                f"{plan.channel.words} was not restored: {await arrival.failure(error)}"
-            ) from error
+            said = f"{await arrival.failure(error)}{await connection.reason()}"
+            raise MigrationError(f"{plan.channel.words} was not restored: {said}") from error
+        await connection.finish()
     return time.monotonic() - started
+
+
+async def _listen(connection: Connection, words: str, timeout: float | None) -> str:
+    """Have it made ready, which a command may take its time for."""
+    clock = deadline(timeout)
+    try:
+        async with clock:
+            return await connection.listen()
+    except TimeoutError:
+        if not clock.expired():
+            raise
+    raise DeadlineError(f"{words} gave no saved guest within {timeout:g} s")

@@ -26,6 +26,8 @@ class Totals:
         pages_xbzrle: sent as a difference.
         postcopy_requests: pages that the destination asked for.
         iterations: harvests of the dirty log.
+        zero_copy_missed: how often a harvest found that pages of a channel had been copied though
+            zero copy was asked for, as on a loopback device; None of a QEMU that does not tell.
         setup_seconds: before the first pass.
         seconds: by QEMU's clock.
     """
@@ -37,6 +39,7 @@ class Totals:
     pages_xbzrle: int
     postcopy_requests: int
     iterations: int
+    zero_copy_missed: int | None
     setup_seconds: float | None
     seconds: float | None
 
@@ -52,6 +55,7 @@ class Totals:
             pages_xbzrle=info.xbzrle_cache.pages if info.xbzrle_cache else 0,
             postcopy_requests=ram.postcopy_requests if ram else 0,
             iterations=ram.dirty_sync_count if ram else 0,
+            zero_copy_missed=ram.dirty_sync_missed_zero_copy if ram else None,
             setup_seconds=None if info.setup_time_ms is None else info.setup_time_ms / 1000,
             seconds=None if info.total_time_ms is None else info.total_time_ms / 1000,
         )

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-FEW = ("migrate.py", "downtime.py", "ring_sweep.py", "ring_fill.py")
+FEW = ("migrate.py", "downtime.py", "ring_sweep.py", "ring_fill.py", "save.py")
 """Programs that a researcher would write first, in fewer than forty lines."""
 SWEEP = """
 guest:
@@ -81,6 +81,11 @@ def test_ring_fill() -> None:
     fills = [re.fullmatch(r" *[\d.]+ s +(\d+) +(\d+)  of 4096", one) for one in looks]
     assert all(fills)
     assert any(int(found[1]) + int(found[2]) > 0 for found in fills if found is not None)
+
+
+@pytest.mark.ring
+def test_save() -> None:
+    assert re.fullmatch(r"[\d,]+ bytes sent\nrestored in [\d.]+ s\n", output("save.py"))
 
 
 @pytest.mark.ring

@@ -24,6 +24,7 @@ from qemu_ring.cli.migrate.plan_options import (
     require_new_file,
     require_saved_guest,
     require_two_guests,
+    saved_in,
 )
 from qemu_ring.dirty import stall_message
 from qemu_ring.errors import ExitStatus, UsageError
@@ -71,6 +72,16 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
     type=click.Path(path_type=Path),
     help="Bring the guest back from this file, to the QEMU at SOURCE, which waits for it.",
 )
+@click.option(
+    "--to-command",
+    metavar="COMMAND",
+    help="Save the guest to a shell command that reads it, such as 'zstd -qo guest.zst'.",
+)
+@click.option(
+    "--from-command",
+    metavar="COMMAND",
+    help="Bring it back from one that writes it, such as 'zstd -dqc guest.zst'.",
+)
 @click.option("--kind", type=click.Choice(_KINDS), default="precopy", show_default=True)
 @click.option(
     "--channel",
@@ -105,6 +116,9 @@ _KINDS = ("precopy", "postcopy", "background-snapshot", "cpr-reboot")
 @click.option("--compression", type=click.Choice(get_args(Compression)), help="Of multifd.")
 @click.option(
     "--compression-level", type=Whole(0, 20), metavar="N", help="zlib: 0 to 9; zstd: 0 to 20."
+)
+@click.option(
+    "--zero-copy", is_flag=True, help="For multifd by tcp: let the kernel send pages uncopied."
 )
 @click.option("--xbzrle", type=SIZE, metavar="SIZE", help="Send differences; the cache's size.")
 @click.option("--mapped-ram", is_flag=True, help="Give each page its place in the file.")
@@ -175,6 +189,8 @@ def migrate(
     destination: str | None,
     to_file: Path | None,
     from_file: Path | None,
+    to_command: str | None,
+    from_command: str | None,
     overwrite: bool,
     recover: bool,
     control: Path | None,
@@ -187,16 +203,23 @@ def migrate(
     DESTINATION is the monitor of a QEMU that was started with -incoming defer. Neither QEMU
     is ended. A guest that is not migrated goes on at the source, Ctrl-C included.
     """
-    if sum(one is not None for one in (destination, to_file, from_file)) != 1:
-        raise UsageError("name a DESTINATION, --to-file FILE or --from-file FILE, one of them")
-    if options["check"] and (from_file is not None or recover):
-        raise UsageError("--check is for a migration that is to begin, or --to-file")
+    ways = (destination, to_file, from_file, to_command, from_command)
+    if sum(one is not None for one in ways) != 1:
+        raise UsageError(
+            "name a DESTINATION, --to-file FILE, --to-command COMMAND, --from-file FILE or "
+            "--from-command COMMAND, one of them"
+        )
+    restores = from_file is not None or from_command is not None
+    if options["check"] and (restores or recover):
+        raise UsageError("--check is for a migration that is to begin, or that saves")
     if overwrite and to_file is None:
         raise UsageError("--overwrite needs --to-file")
-    if control is not None and (recover or from_file is not None):
+    if control is not None and (recover or restores):
         raise UsageError("--control is for a migration from its start, or for saving")
     monitors = {"source": source, "destination": destination}
-    plan = plan_of(options | monitors, to_file or from_file)
+    command = to_command if from_command is None else from_command
+    saved = saved_in(to_file or from_file, command)
+    plan = plan_of(options | monitors, saved)
     verify = bool(options["verify"])
     if verify and destination is None:
         raise UsageError("--verify needs a destination whose memory can be compared")
@@ -208,6 +231,7 @@ def migrate(
         require_new_file(to_file, overwrite=overwrite)
     if from_file is not None:
         require_saved_guest(from_file)
+    if restores:
         what, seconds, state = run(_restore(source, plan))
         words = plan.channel.words
         if as_json:
@@ -304,7 +328,11 @@ async def _migrate(
             return _NotCompleted(error, migration.goal_outcome, sides[0].qemu)
     rest: dict[str, object] = {}
     if second is not None:
-        rest = {"destination_qemu": sides[1].qemu, "not_compared": migration.not_compared}
+        rest = {
+            "destination_qemu": sides[1].qemu,
+            "differences": [asdict(one) for one in migration.differences],
+            "not_compared": migration.not_compared,
+        }
     return _Outcome(result, sides[0].qemu, rest, migration.not_compared)
 
 

@@ -14,6 +14,7 @@ from qemu_ring.migration import (
     AutoConverge,
     BackgroundSnapshot,
     Channel,
+    Command,
     Compression,
     CprReboot,
     DirtyLimit,
@@ -35,14 +36,12 @@ from qemu_ring.migration import (
     Xbzrle,
     ZeroPage,
 )
-from qemu_ring.migration.channels.channel import local_channel
+from qemu_ring.migration.channels.channel import STREAM_MAGIC, local_channel
 from qemu_ring.migration.needs import POSTCOPY, require_needed
 from qemu_ring.qmp import parse_address
 
-__all__ = ["plan_of", "require_new_file", "require_saved_guest", "require_two_guests"]
+__all__ = ["plan_of", "require_new_file", "require_saved_guest", "require_two_guests", "saved_in"]
 
-_MAGIC = b"QEVM"
-"""What every stream of a QEMU begins with."""
 _OPTIONS = {
     POSTCOPY: "--kind postcopy",
     "kind.after_passes": "--postcopy-after",
@@ -70,6 +69,7 @@ _ASKED = {
     "multifd.channels": "multifd",
     "multifd.compression": "compression",
     "multifd.level": "compression_level",
+    "multifd.zero_copy": "zero_copy",
     "mapped_ram": "mapped_ram",
     "mapped_ram.direct_io": "direct_io",
     "tls.source_directory": "tls_dir",
@@ -78,13 +78,28 @@ _ASKED = {
 """Options that need others, by the plan's fields."""
 
 
-def plan_of(options: dict[str, Any], file: Path | None) -> MigrationPlan:
+def saved_in(file: Path | None, command: str | None) -> Channel | None:
+    """Where a guest is saved, or is restored from; None if it is migrated.
+
+    Raises:
+        UsageError: the command is empty.
+    """
+    if file is not None:
+        return File(file)
+    return None if command is None else Command(command)
+
+
+def plan_of(options: dict[str, Any], saved: Channel | None) -> MigrationPlan:
     """The options as a plan.
+
+    Args:
+        options: of the command line.
+        saved: as `saved_in` has it.
 
     Raises:
         UsageError: they contradict each other.
     """
-    named = _channel(options["channel"], options["exec_incoming"], file)
+    named = _channel(options["channel"], options["exec_incoming"], saved)
     channel = named or _default_channel(options)
     if options["listen"] is not None:
         channel = _listening(channel, options["listen"])
@@ -113,7 +128,8 @@ def _plan(options: dict[str, Any], channel: Channel) -> MigrationPlan:
     multifd = None
     if options["multifd"] is not None:
         compression = cast("Compression", options["compression"] or "none")
-        multifd = Multifd(options["multifd"], compression, options["compression_level"])
+        level, zero_copy = options["compression_level"], options["zero_copy"]
+        multifd = Multifd(options["multifd"], compression, level, zero_copy)
     tls = options["tls_dir"]
     return MigrationPlan(
         kind=_kind(options),
@@ -177,10 +193,10 @@ def require_saved_guest(path: Path) -> None:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"--from-file {path} is no regular file", hint=hint)
         with path.open("rb") as file:
-            begins = file.read(len(_MAGIC))
+            begins = file.read(len(STREAM_MAGIC))
     except OSError as error:
         raise UsageError(f"{path} cannot be opened: {error.strerror}", hint=hint) from error
-    if begins != _MAGIC:
+    if begins != STREAM_MAGIC:
         raise UsageError(f"--from-file {path} holds no saved guest", hint=hint)
 
 
@@ -282,12 +298,15 @@ def _default_channel(options: dict[str, Any]) -> Channel:
     )
 
 
-def _channel(text: str | None, exec_incoming: str | None, file: Path | None) -> Channel | None:
+def _channel(text: str | None, exec_incoming: str | None, saved: Channel | None) -> Channel | None:
     """What was asked for; None if nothing was."""
-    if file is not None:
+    if saved is not None:
         if text is not None:
-            raise UsageError("a file is a channel of its own; leave out --channel")
-        return File(file)
+            what = "a file" if isinstance(saved, File) else "a command"
+            raise UsageError(f"{what} is a channel of its own; leave out --channel")
+        if exec_incoming is not None:
+            raise UsageError("--exec-incoming needs --channel exec:COMMAND")
+        return saved
     if text is None and exec_incoming is None:
         return None
     kind, _, rest = (text or "").partition(":")

@@ -34,6 +34,7 @@ _KEYS = {
     "multifd.compression": "compression",
     "multifd.channels": "multifd",
     "multifd.level": "compression_level",
+    "multifd.zero_copy": "zero_copy",
     "xbzrle.cache_size": "xbzrle",
 }
 """By the plan's fields; other keys have the field's name."""
@@ -59,7 +60,7 @@ def migration_plan(part: CellPart) -> MigrationPlan:
         ),
         channel=_channel(part),
         multifd=(
-            Multifd(wanted.multifd, wanted.compression, wanted.compression_level)
+            Multifd(wanted.multifd, wanted.compression, wanted.compression_level, wanted.zero_copy)
             if wanted.multifd
             else None
         ),
@@ -131,6 +132,7 @@ def _given(wanted: MigrationPart) -> set[str]:
         "multifd.channels": wanted.multifd > 0,
         "multifd.compression": wanted.compression != "none",
         "multifd.level": wanted.compression_level is not None,
+        "multifd.zero_copy": wanted.zero_copy,
     }
     return {field for field, is_asked in asked.items() if is_asked}
 

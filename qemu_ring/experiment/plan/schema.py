@@ -118,6 +118,8 @@ class MigrationPart(Part):
     compression: Compression = "none"
     """Of multifd's pages."""
     compression_level: int | None = None
+    zero_copy: bool = False
+    """For multifd: let the kernel send pages uncopied, which takes locked memory."""
     xbzrle: Size | None = None
     """Send differences; the cache's size, a power of two."""
     zero_page: ZeroPage | None = None

@@ -19,6 +19,7 @@ from qemu_ring.migration.errors import MigrationError
 from qemu_ring.qmp import Monitor, commands
 
 __all__ = [
+    "STREAM_MAGIC",
     "AbstractUnix",
     "Channel",
     "Connection",
@@ -29,6 +30,9 @@ __all__ = [
     "Unix",
     "local_channel",
 ]
+
+STREAM_MAGIC = b"QEVM"
+"""What every stream of a QEMU begins with."""
 
 
 class Connection:
@@ -54,15 +58,27 @@ class Connection:
     def established(self) -> None:
         """Remove the way in, as soon as all is connected."""
 
+    def cut_off(self) -> None:
+        """Keep who reads it from taking what comes now for its end: it is to be cancelled."""
+
     async def abandon(self) -> None:
         """Take back what the QEMUs were given, and did not come to use."""
 
-    def finish(self) -> None:
-        """Give what a completed migration leaves on purpose its place.
+    async def finish(self) -> None:
+        """Give what a completed migration leaves on purpose its place; may be called again.
 
         Raises:
-            MigrationError: it cannot be there; says where it is.
+            MigrationError: it cannot be there; says where it is, unless it `is_lost`.
         """
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a guest that was saved would be lost with its source's QEMU, as things are."""
+        return False
+
+    async def reason(self) -> str:
+        """Why it failed, as far as this knows, to follow what QEMU says; "" if it does not."""
+        return ""
 
     def close(self, completed: bool) -> None:  # noqa: ARG002 - for those that leave a file
         """Remove what was made; keep what a completed migration leaves on purpose."""
@@ -382,7 +398,7 @@ class _FileConnection(Connection):
         self._path = path.absolute()
         self._partial: Path | None = None
         self._leftovers: Leftovers | None = None
-        self._given = GivenFds()
+        self._given = GivenFds(instead="")
         self._files = PassedFiles()
         if self._path.is_dir():
             raise UsageError(f"{self._path} is a directory", hint="name a file")
@@ -421,7 +437,10 @@ class _FileConnection(Connection):
         await self._given.take_back()
         await self._files.take_back()
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
+        self._put_in_place()
+
+    def _put_in_place(self) -> None:
         if self._partial is None:
             return
         partial, self._partial = self._partial, None
@@ -439,7 +458,7 @@ class _FileConnection(Connection):
     def close(self, completed: bool) -> None:
         try:
             if completed:
-                self.finish()
+                self._put_in_place()
         finally:
             if self._leftovers is not None:
                 self._leftovers.close()

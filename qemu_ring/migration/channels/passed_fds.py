@@ -19,11 +19,16 @@ _FD_NAME = "qemu-ring-migration"
 
 
 class GivenFds:
-    """Descriptors that QEMUs were given under a name of ours, and have not come to use yet."""
+    """Descriptors that QEMUs were given under a name of ours, and have not come to use yet.
+
+    Args:
+        instead: what can be used where a monitor takes none; "" for nothing.
+    """
 
     uri = f"fd:{_FD_NAME}"
 
-    def __init__(self) -> None:
+    def __init__(self, *, instead: str = "the channel tcp or unix") -> None:
+        self._instead = instead
         self._to: list[Monitor] = []
 
     async def give(self, monitor: Monitor | None, fd: int) -> str:
@@ -39,16 +44,29 @@ class GivenFds:
         except CommandError as error:
             raise UsageError(
                 f"{monitor.name} has got no file descriptor: {error.description}",
-                hint="something forwards its monitor: use the channel tcp or unix",
+                hint=f"something forwards its monitor: use {self._instead or 'its own socket'}",
             ) from error
         except (CommandTimeoutError, DisconnectedError):
             raise
         except QmpError as error:
-            raise UsageError(
-                f"{monitor.name} takes no file descriptor: its monitor is no unix socket",
-                hint="use the channel tcp or unix, or a monitor on a unix socket",
-            ) from error
+            raise self._refusal(monitor) from error
         return self.uri
+
+    def require_taken(self, monitor: Monitor) -> None:
+        """Check that this monitor takes descriptors, before one is made for it.
+
+        Raises:
+            UsageError: it takes none.
+        """
+        if not monitor.takes_fds:
+            raise self._refusal(monitor)
+
+    def _refusal(self, monitor: Monitor) -> UsageError:
+        hint = "a monitor on a unix socket"
+        return UsageError(
+            f"{monitor.name} takes no file descriptor: its monitor is no unix socket",
+            hint=f"use {self._instead}, or {hint}" if self._instead else f"use {hint}",
+        )
 
     def forget(self) -> None:
         """They are in use."""

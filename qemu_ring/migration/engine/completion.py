@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 from qemu_ring.errors import QemuRingError
 from qemu_ring.machine import Life, Machine
+from qemu_ring.migration.channels.channel import Connection
 from qemu_ring.migration.downtime import Downtime, GuestDowntime
 from qemu_ring.migration.engine.destination import Arrival
 from qemu_ring.migration.engine.outcome import find_outcome, is_in_postcopy
@@ -130,8 +131,12 @@ class Ending:
             stalled=watch.stalled,
         )
 
-    async def why_not_completed(self) -> Exception:
-        """Make the error that tells what became of a migration that is over, or is paused."""
+    async def why_not_completed(self, connection: Connection | None) -> Exception:
+        """Make the error that tells what became of a migration that is over, or is paused.
+
+        Args:
+            connection: by which it went; it may know why.
+        """
         watch = self._watch
         if isinstance(watch.failure, QmpError):
             what = "the source is lost"
@@ -154,7 +159,12 @@ class Ending:
         reason = watch.info.error_desc or "the source's QEMU gives no reason"
         if self.arrival is not None:
             reason += await self.arrival.reason()
-        return await self._error(f"the migration {watch.status}: {reason}")
+        if connection is not None:
+            reason += await connection.reason()
+        hint = ""
+        if self._plan.multifd is not None and self._plan.multifd.zero_copy:
+            hint = _zero_copy_hint(reason)
+        return await self._error(f"the migration {watch.status}: {reason}", hint=hint)
 
     async def let_go(self) -> None:
         """Let a guest that is held go on, if it has moved; for a migration that is left."""
@@ -228,12 +238,22 @@ class Ending:
         return Downtime(seconds, switchover, guest, qemu, known)
 
     async def _error(
-        self, message: str, kind: type[MigrationError] = MigrationError
+        self, message: str, kind: type[MigrationError] = MigrationError, *, hint: str = ""
     ) -> MigrationError:
         outcome = await find_outcome(self._source, self._destination)
         waits = outcome.destination == "inmigrate" and outcome.guest_at is GuestAt.SOURCE
-        hint = "start the destination anew before the next try: it waits only once" if waits else ""
-        return kind(message, hint=hint, outcome=outcome)
+        steps = ["start the destination anew before the next try: it waits only once"] * waits
+        return kind(message, hint="; ".join([*steps, *[hint] * bool(hint)]), outcome=outcome)
+
+
+def _zero_copy_hint(reason: str) -> str:
+    """What to do where pages could not be sent without a copy; "" if that was not why."""
+    if "MSG_ZEROCOPY" in reason:
+        return (
+            "allow QEMU's process to lock more memory (ulimit -l, systemd's LimitMEMLOCK, "
+            "libvirt's hard_limit), or do without zero copy"
+        )
+    return "do without zero copy" if "ero copy" in reason else ""
 
 
 async def _migration(machine: Machine) -> MigrationStatus | None:

@@ -34,6 +34,7 @@ MANAGED_CAPABILITIES = frozenset(
         "switchover-ack",
         "x-ignore-shared",
         "xbzrle",
+        "zero-copy-send",
     }
 )
 """Turned off where a plan does not ask for them; others stay as they are set in QEMU."""
@@ -106,6 +107,7 @@ def source_settings(plan: MigrationPlan, throttle: Throttle | None = None) -> Se
         "dirty-limit": isinstance(plan.throttle, DirtyLimit),
         "background-snapshot": isinstance(plan.kind, BackgroundSnapshot),
         "pause-before-switchover": plan.pause_before_switchover,
+        "zero-copy-send": plan.multifd is not None and plan.multifd.zero_copy,
     }
     settings.capabilities |= {name for name, on in wanted.items() if on}
     if isinstance(plan.kind, CprTransfer):

@@ -69,6 +69,7 @@ class Watch:
         on_sample: Callable[[Sample], None] | None,
         on_connected: Callable[[], None],
         steering: Steering | None = None,
+        on_cancel: Callable[[], None] = lambda: None,
     ) -> None:
         self._machine = machine
         self._source = machine.monitor
@@ -77,6 +78,7 @@ class Watch:
         self._sample_seconds = sample_seconds
         self._on_sample = on_sample
         self._on_connected = on_connected
+        self._on_cancel = on_cancel
         self._events = self._source.events(*_EVENTS)
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -243,6 +245,7 @@ class Watch:
 
     async def _cancel(self) -> None:
         self._cancel_asked = True
+        self._on_cancel()
         await commands.migrate_cancel(self._source)
 
     def _may_switch(self, status: MigrationStatus) -> bool:

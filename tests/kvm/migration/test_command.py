@@ -57,8 +57,26 @@ def test_json(qemus: Qemus) -> None:
     assert document["timeline"]["iterations"][0]["number"] == 1
     assert document["qemu"]["version"] == document["destination_qemu"]["version"]
     assert document["downtime"]["seconds"] > 0
+    assert document["differences"] == []
     assert err == ""
     qemus.assert_alive()
+
+
+@pytest.mark.parametrize("which", ["qemu_path", "patched_qemu"])
+def test_json_of_two_that_differ(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    binary: Path = request.getfixturevalue(which)
+    qemus = Qemus(tmp_path, binary, extra_twin=("-machine", "smm=off"))
+    try:
+        out, err = run(qemus.source, qemus.destination, "--json", expect=0)
+        [found] = json.loads(out)["differences"]
+        assert "smm" in found["what"]
+        assert found["fatal"] is False
+        assert err.startswith("note: ")
+        qemus.assert_alive()
+    finally:
+        qemus.stop()
 
 
 def test_memory_that_cannot_be_compared_is_told_first(qemu_path: Path, tmp_path: Path) -> None:
@@ -156,13 +174,26 @@ def test_what_qemu_refuses_is_one_line(qemus: Qemus) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["a"], "name a DESTINATION, --to-file FILE or --from-file FILE"),
+        (["a"], "name a DESTINATION, --to-file FILE, --to-command"),
         (["a", "b", "--to-file", "c"], "one of them"),
         (["a", "--from-file", "b", "--to-file", "c"], "one of them"),
         (["a", "--from-file", "b", "--kind", "postcopy"], "a channel that goes both ways"),
         (["a", "b", "--channel", "pigeon"], "no such channel: pigeon; use unix"),
         (["a", "b", "--channel", "tcp:host"], "no such channel"),
         (["a", "--to-file", "c", "--channel", "fd"], "leave out --channel"),
+        (["a", "--to-command", "cat", "--channel", "fd"], "a command is a channel of its own"),
+        (["a", "--to-command", "cat", "--exec-incoming", "cat"], "needs --channel exec"),
+        (["a", "--to-command", " "], "the command is empty; name one"),
+        (["a", "--from-command", ""], "the command is empty; name one"),
+        (["a", "--to-command", "cat", "--from-command", "cat"], "one of them"),
+        (["a", "b", "--to-command", "cat"], "one of them"),
+        (["a", "--to-command", "cat", "--verify"], "--verify needs a destination"),
+        (["a", "--to-command", "cat", "--mapped-ram"], "to a file only"),
+        (["a", "--to-command", "cat", "--multifd", "2"], "is a single connection"),
+        (["a", "--to-command", "cat", "--overwrite"], "--overwrite needs --to-file"),
+        (["a", "--from-command", "cat", "--check"], "--check is for a migration that is to begin"),
+        (["a", "b", "--zero-copy"], "--zero-copy needs --multifd"),
+        (["a", "b", "--zero-copy", "--multifd", "2"], "--zero-copy needs the channel tcp"),
         (["a", "--to-file", "c", "--verify"], "--verify needs a destination"),
         (["a", "b", "--compression", "zlib"], "--compression needs --multifd"),
         (["a", "b", "--tls-hostname", "x"], "--tls-hostname needs --tls-dir"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,10 +45,10 @@ def test_other_examples_name_what_there_is() -> None:
 
 def test_commands_parse() -> None:
     lines = re.findall(r"^qemu-ring migrate (.*)$", TEXT, re.MULTILINE)
-    assert len(lines) == 10
+    assert len(lines) == 15
     for line in lines:
         with click.Context(migrate) as context:
-            migrate.parse_args(context, line.split())
+            migrate.parse_args(context, shlex.split(line))
 
 
 def test_options_are_those_of_a_plan() -> None:

@@ -33,6 +33,7 @@ from qemu_ring.migration import (
 from qemu_ring.qmp import commands
 from qemu_ring.verify import compare
 from tests.kvm.migration.refusals import may_be_refused
+from tests.kvm.migration.test_precopy import settings
 from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
@@ -141,6 +142,16 @@ async def test_exec(start_pair: StartPair, binary: Path, tmp_path: Path) -> None
     os.mkfifo(fifo)
     async with start_pair(binary) as pair:
         await migrate(pair, MigrationPlan(channel=Exec(f"cat > {fifo}", f"cat {fifo}")))
+
+
+async def test_zero_copy(start_pair: StartPair, binary: Path) -> None:
+    plan = MigrationPlan(channel=Tcp(), multifd=Multifd(2, zero_copy=True))
+    async with start_pair(binary) as pair:
+        before = [await settings(machine) for machine in (pair.source, pair.destination)]
+        result = await migrate(pair, plan)
+        assert result.totals.bytes_multifd > 0
+        assert result.totals.zero_copy_missed  # on loopback pages are copied in the end
+        assert [await settings(one) for one in (pair.source, pair.destination)] == before
 
 
 # To a file

@@ -215,6 +215,12 @@ MISTAKES = [
         "channel: fd\nnetwork: {latency-seconds: 1}",
         "e.yaml:11: migration.channel: network conditions need the channel tcp",
     ),
+    ("max-bandwidth: 500 MiB", "zero-copy: true", "e.yaml:11: migration.zero-copy: needs multifd"),
+    (
+        "max-bandwidth: 500 MiB",
+        "multifd: 2\n  zero-copy: true\n  xbzrle: 64 MiB",
+        "e.yaml:12: migration.zero-copy: sends pages as they are: no xbzrle",
+    ),
     (
         "max-bandwidth: 500 MiB",
         "listen: 127.0.0.1",

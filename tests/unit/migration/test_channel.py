@@ -71,7 +71,7 @@ async def test_saved_guest_whose_place_was_taken_meanwhile_is_kept(
     (folder / partial).write_text("a guest")
     (folder / "saved").mkdir()
     with pytest.raises(MigrationError, match="saved cannot be written: Is a directory") as caught:
-        connection.finish()
+        await connection.finish()
     connection.close(completed=True)
     assert set(names(folder)) == {"saved", partial.removeprefix(".")}
     kept = folder / partial.removeprefix(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,11 @@ FILE = File(Path("/tmp/x"))
 TLS = Tls(Path("/tls"), hostname="ring.test")
 
 
+def zero_copy(**more: Any) -> MigrationPlan:
+    channel = more.pop("channel", Unix())
+    return MigrationPlan(channel=channel, multifd=Multifd(2, zero_copy=True), **more)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -65,6 +71,10 @@ TLS = Tls(Path("/tls"), hostname="ring.test")
         (lambda: Multifd(channels=0), "multifd.channels 0 is out of range; use 1 to 255"),
         (lambda: Multifd(channels=256), "multifd.channels 256"),
         (lambda: Multifd(level=3), "needs a compression"),
+        (lambda: Multifd(2, "zlib", zero_copy=True), "zero_copy sends pages as they are"),
+        (lambda: zero_copy(), "zero_copy needs the channel tcp, and this one is unix; such as tcp"),
+        (lambda: zero_copy(channel=Tcp(), xbzrle=Xbzrle()), "as they are: no xbzrle"),
+        (lambda: zero_copy(channel=Tcp(), tls=TLS), "they are not encrypted"),
         (lambda: Multifd(compression="zlib", level=10), "level 10 is out of range; use 0 to 9"),
         (lambda: Xbzrle(3 << 20), "xbzrle.cache_size 3145728 is no power of two"),
         (lambda: Xbzrle(2048), "no power of two from 4K on"),
