@@ -25,14 +25,6 @@ MIB = 1 << 20
 SLOW = {"max_bandwidth": 40 * MIB, "downtime_limit": 0.001}
 
 
-@pytest.fixture(params=["distribution", "patched"])
-def binary(request: pytest.FixtureRequest, qemu_path: Path) -> Path:
-    if request.param == "distribution":
-        return qemu_path
-    found: Path = request.getfixturevalue("patched_qemu")
-    return found
-
-
 def qcow2() -> bytes:
     """An empty image of 1 MiB: header, table, and the counts of the clusters that hold these."""
     cluster = 1 << 16

@@ -44,14 +44,6 @@ pytestmark = pytest.mark.kvm
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["distribution", "patched"])
-def binary(request: pytest.FixtureRequest, qemu_path: Path) -> Path:
-    if request.param == "distribution":
-        return qemu_path
-    found: Path = request.getfixturevalue("patched_qemu")
-    return found
-
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

@@ -41,14 +41,6 @@ WITHIN = 60.0
 HOPELESS = "passes in a row had no less to send|at this pace it takes"
 
 
-@pytest.fixture(params=["distribution", "patched"])
-def binary(request: pytest.FixtureRequest, qemu_path: Path) -> Path:
-    if request.param == "distribution":
-        return qemu_path
-    found: Path = request.getfixturevalue("patched_qemu")
-    return found
-
-
 async def migrate(
     pair: Pair, goal: Goal, bandwidth: int, told: list[GoalDecision] | None = None
 ) -> tuple[MigrationResult, GoalOutcome]:

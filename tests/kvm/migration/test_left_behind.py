@@ -20,12 +20,6 @@ pytestmark = pytest.mark.kvm
 MIGRATE = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate"]
 
 
-@pytest.fixture(params=["qemu_path", "patched_qemu"], ids=["distribution", "patched"])
-def binary(request: pytest.FixtureRequest) -> Path:
-    found: Path = request.getfixturevalue(request.param)
-    return found
-
-
 @pytest.fixture
 def pair(tmp_path: Path, binary: Path) -> Iterator[Qemus]:
     """A guest and a twin that waits, with memory that postcopy can do with."""

@@ -40,14 +40,6 @@ MIB = 1 << 20
 COUNT = (1 << 56) - 1
 
 
-@pytest.fixture(params=["distribution", "patched"])
-def binary(request: pytest.FixtureRequest, qemu_path: Path) -> Path:
-    if request.param == "distribution":
-        return qemu_path
-    found: Path = request.getfixturevalue("patched_qemu")
-    return found
-
-
 def plan(channel: Channel, kind: Postcopy, **more: object) -> MigrationPlan:
     """Too slow to complete by precopy."""
     limits = {"max_bandwidth": 40 * MIB, "downtime_limit": 0.001}

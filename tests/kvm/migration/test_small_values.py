@@ -25,14 +25,6 @@ MIB = 1 << 20
 PASSES = 4
 
 
-@pytest.fixture(params=["distribution", "patched"])
-def binary(request: pytest.FixtureRequest, qemu_path: Path) -> Path:
-    if request.param == "distribution":
-        return qemu_path
-    found: Path = request.getfixturevalue("patched_qemu")
-    return found
-
-
 async def test_bandwidth(start_pair: StartPair, binary: Path) -> None:
     sampled = asyncio.Event()
 

@@ -23,14 +23,6 @@ MIB = 1 << 20
 SLOW = {"max_bandwidth": 40 * MIB, "downtime_limit": 0.001}
 
 
-@pytest.fixture(params=["distribution", "patched"])
-def binary(request: pytest.FixtureRequest, qemu_path: Path) -> Path:
-    if request.param == "distribution":
-        return qemu_path
-    found: Path = request.getfixturevalue("patched_qemu")
-    return found
-
-
 async def test_comparison_is_no_part_of_the_switchover(
     start_pair: StartPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
