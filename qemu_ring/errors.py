@@ -4,6 +4,7 @@
 
     QemuRingError            exit status 4: a run failed or timed out
      +-- UsageError          exit status 2: the caller asked for something wrong
+     |    +-- FieldError     of a field, which front ends name in words of their own
      +-- HostError           exit status 3: this host cannot do it
      +-- QemuUnsuitableError exit status 3: this QEMU cannot do it
      +-- QmpError            exit status 4: see qemu_ring.qmp.errors
@@ -20,6 +21,7 @@ from enum import IntEnum
 __all__ = [
     "DeadlineError",
     "ExitStatus",
+    "FieldError",
     "HostError",
     "QemuRingError",
     "QemuUnsuitableError",
@@ -66,11 +68,40 @@ class QemuRingError(Exception):
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
 
+    @classmethod
+    def of_another_process(cls, message: str, hint: str, exit_status: int) -> QemuRingError:
+        """An error that was raised elsewhere, and came here as words."""
+        error = QemuRingError(message, hint=hint)
+        error.exit_status = ExitStatus(exit_status)
+        return error
+
 
 class UsageError(QemuRingError):
     """The caller asked for something that cannot be right, on any host."""
 
     exit_status = ExitStatus.USAGE
+
+
+class FieldError(UsageError):
+    """A value that cannot be right, of a field that callers may have a name of their own for.
+
+    Args:
+        field: of the options or the plan, in dots, such as xbzrle.cache_size.
+        problem: what is wrong with it, without its name.
+        hint: the next step.
+
+    Attributes:
+        field, problem: those.
+    """
+
+    def __init__(self, field: str, problem: str, *, hint: str = "") -> None:
+        super().__init__(f"{field} {problem}", hint=hint)
+        self.field = field
+        self.problem = problem
+
+    def renamed(self, name: str) -> UsageError:
+        """The same with the name that the caller's user knows the field by."""
+        return UsageError(f"{name} {self.problem}", hint=self.hint)
 
 
 class HostError(QemuRingError):

@@ -25,7 +25,7 @@ from pathlib import Path
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.build.options import BuiltQemu, Manifest
 from qemu_ring.build.process import remove
-from qemu_ring.build.source import Source
+from qemu_ring.build.source import QemuSource
 from qemu_ring.errors import DeadlineError, HostError
 
 __all__ = ["BINARY", "Cache"]
@@ -88,15 +88,15 @@ class Cache:
         made.rename(place)
         return BuiltQemu(place / BINARY, manifest, cached=False)
 
-    def debian_source(self) -> Source | None:
+    def debian_source(self) -> QemuSource | None:
         """Debian's tarball as last fetched; it may have been deleted since."""
         try:
             told = json.loads((self.root / "sources/debian.json").read_text())
-            return Source(self.root / "sources" / str(told["file"]), str(told["sha256"]))
+            return QemuSource(self.root / "sources" / str(told["file"]), str(told["sha256"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def keep_debian_source(self, tarball: Path, sha256: str) -> Source:
+    def keep_debian_source(self, tarball: Path, sha256: str) -> QemuSource:
         """Take in a tarball from a work directory, and remember it; the lock is held."""
         place = self.root / "sources" / tarball.name
         place.parent.mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ class Cache:
         note = tarball.with_name("debian.json")
         note.write_text(json.dumps({"file": place.name, "sha256": sha256}))
         note.rename(place.parent / "debian.json")
-        return Source(place, sha256)
+        return QemuSource(place, sha256)
 
     @asynccontextmanager
     async def lock(self, on_wait: Callable[[], None]) -> AsyncIterator[None]:

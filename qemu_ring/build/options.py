@@ -10,7 +10,7 @@ from pathlib import Path
 from qemu_ring.build.patches import PARTS
 from qemu_ring.errors import UsageError
 
-__all__ = ["BuildOptions", "BuiltQemu", "Manifest", "OnProgress", "Progress"]
+__all__ = ["BuildOptions", "BuildProgress", "BuiltQemu", "Manifest", "OnProgress"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class BuildProgress:
     """Where a build is.
 
     Args:
@@ -62,7 +62,7 @@ class Progress:
     total: int = 0
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[BuildProgress], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,17 @@ from pathlib import Path
 from qemu_ring.build.cache import BINARY, Cache
 from qemu_ring.build.debian import fetch_debian_source
 from qemu_ring.build.errors import BuildError
-from qemu_ring.build.options import BuildOptions, BuiltQemu, Manifest, OnProgress, Progress
+from qemu_ring.build.options import BuildOptions, BuildProgress, BuiltQemu, Manifest, OnProgress
 from qemu_ring.build.patches import Patches, Series
 from qemu_ring.build.process import Runner, output_of
-from qemu_ring.build.source import Source, file_sha256, find_source, in_thread, qemu_version, unpack
+from qemu_ring.build.source import (
+    QemuSource,
+    file_sha256,
+    find_source,
+    in_thread,
+    qemu_version,
+    unpack,
+)
 from qemu_ring.build.tools import libc, make_tools, require_dependencies
 from qemu_ring.errors import HostError
 
@@ -125,20 +132,20 @@ class _Build:
             work = await stack.enter_async_context(self.cache.work())
             return await self._make(source, work)
 
-    async def _source(self) -> Source | None:
+    async def _source(self) -> QemuSource | None:
         """The source to build; None if it has to be fetched."""
         if self.options.source is None:
             return self.cache.debian_source()
         return await find_source(self.options.source)
 
-    async def _fetch(self) -> Source:
+    async def _fetch(self) -> QemuSource:
         self._stage("fetching Debian's QEMU source")
         async with self.cache.work() as work:
             tarball = await fetch_debian_source(work, Runner(self.cache.log("fetch")))
             sha256 = await in_thread(lambda stop: file_sha256(tarball, stop))
             return self.cache.keep_debian_source(tarball, sha256)
 
-    async def _make(self, source: Source, work: Path) -> BuiltQemu:
+    async def _make(self, source: QemuSource, work: Path) -> BuiltQemu:
         begin = time.monotonic()
         runner = Runner(self.cache.log(source.sha256[:20]))
         self._stage("unpacking")
@@ -210,11 +217,11 @@ class _Build:
             *(["--enable-debug"] if self.options.debug else []),
         ]
 
-    def _parts(self, source: Source, series: Series) -> list[str]:
+    def _parts(self, source: QemuSource, series: Series) -> list[str]:
         """What a build is made of; one that differs in any of it is another."""
         return [source.sha256, series.sha256, self.compiler, libc(), *self._configure(series)]
 
-    def _find(self, source: Source) -> BuiltQemu | None:
+    def _find(self, source: QemuSource) -> BuiltQemu | None:
         """A build of before, of the very same things.
 
         A tarball's version, and so its series, is not known here; but the manifest tells it.
@@ -231,8 +238,8 @@ class _Build:
         return self.cache.newest(suits)
 
     def _stage(self, stage: str) -> None:
-        self.on_progress(Progress(stage))
+        self.on_progress(BuildProgress(stage))
 
     def _compiled(self, line: str) -> None:
         if status := _STATUS.match(line):
-            self.on_progress(Progress("compiling", int(status[1]), int(status[2])))
+            self.on_progress(BuildProgress("compiling", int(status[1]), int(status[2])))

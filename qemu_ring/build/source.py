@@ -18,7 +18,7 @@ from qemu_ring.build.errors import BuildError
 from qemu_ring.build.process import Runner
 from qemu_ring.errors import UsageError
 
-__all__ = ["Source", "file_sha256", "find_source", "in_thread", "qemu_version", "unpack"]
+__all__ = ["QemuSource", "file_sha256", "find_source", "in_thread", "qemu_version", "unpack"]
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ _SUBPROJECTS = ("keycodemapdb", "berkeley-softfloat-3", "berkeley-testfloat-3")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class QemuSource:
     """A source as it was when looked at.
 
     Args:
@@ -41,23 +41,23 @@ class Source:
     sha256: str
 
 
-async def find_source(path: Path) -> Source:
+async def find_source(path: Path) -> QemuSource:
     """Look at a source of the user's.
 
     Raises:
         UsageError: it is no QEMU source, cannot be read, or lacks subprojects.
     """
 
-    def look(stop: threading.Event) -> Source:
+    def look(stop: threading.Event) -> QemuSource:
         if path.is_dir():
             qemu_version(path)
             _require_subprojects(path)
-            return Source(path, _tree_sha256(path, stop))
+            return QemuSource(path, _tree_sha256(path, stop))
         if not path.exists():
             raise UsageError(f"{path} does not exist", hint=_HINT)
         if not _TARBALL.fullmatch(path.name):
             raise UsageError(f"{path} is no tarball, by its name", hint=_HINT)
-        return Source(path, file_sha256(path, stop))
+        return QemuSource(path, file_sha256(path, stop))
 
     try:
         return await in_thread(look)
@@ -78,7 +78,7 @@ def qemu_version(tree: Path) -> str:
     raise UsageError(f"{tree} is no QEMU source", hint=_HINT)
 
 
-async def unpack(source: Source, into: Path, runner: Runner) -> Path:
+async def unpack(source: QemuSource, into: Path, runner: Runner) -> Path:
     """Put a copy of a source's files into an empty directory; returns the tree's top.
 
     A directory is only read. A tarball goes through tar(1), which can be stopped.

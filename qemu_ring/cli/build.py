@@ -12,8 +12,9 @@ from rich.progress import MofNCompleteColumn
 from rich.text import Text
 
 from qemu_ring.build import PARTS, BuildOptions, BuiltQemu, build_qemu
-from qemu_ring.build import Progress as State
+from qemu_ring.build import BuildProgress as State
 from qemu_ring.cli.frame.numbers import Whole
+from qemu_ring.cli.frame.options import json_option
 from qemu_ring.cli.frame.output import notes, print_json, progress_bar
 from qemu_ring.cli.frame.running import run
 from qemu_ring.errors import HostError
@@ -42,7 +43,7 @@ __all__ = ["build_command"]
     "with all that a laboratory needs.",
 )
 @click.option("--debug", is_flag=True, help="With QEMU's debug checks, not optimised.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def build_command(
     source: Path | None, jobs: int | None, part: str, debug: bool, as_json: bool
 ) -> int:

@@ -7,9 +7,9 @@ import time
 
 import click
 
-from qemu_ring.cli.frame.attached import Attached, attached, document, json_option, socket_argument
+from qemu_ring.cli.frame.attached import Attached, attached, document, socket_argument
 from qemu_ring.cli.frame.numbers import Whole
-from qemu_ring.cli.frame.options import answer_timeout_option
+from qemu_ring.cli.frame.options import answer_timeout_option, in_options, json_option
 from qemu_ring.cli.frame.output import notes, print_json
 from qemu_ring.cli.frame.running import run
 from qemu_ring.cli.frame.sizes import Duration, mib_per_second
@@ -75,9 +75,9 @@ def dirty_rate(
             notes.print(f"{stall_message(rate.stalled)}; {STALL_ADVICE}", soft_wrap=True)
         stalled = rate.stalled
 
-    options = RateOptions(
-        mode=None if mode is None else RateMode(mode), seconds=seconds, sample_pages=sample_pages
-    )
+    with in_options({}):
+        chosen = None if mode is None else RateMode(mode)
+        options = RateOptions(mode=chosen, seconds=seconds, sample_pages=sample_pages)
 
     async def once(guest: Attached) -> None:
         monitor = guest.machine.monitor

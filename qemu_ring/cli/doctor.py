@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qemu_ring.cli.frame.options import answer_timeout_option, qemu_option
+from qemu_ring.cli.frame.options import answer_timeout_option, json_option, qemu_option
 from qemu_ring.cli.frame.output import print_json
 from qemu_ring.cli.frame.running import run
 from qemu_ring.errors import ExitStatus
@@ -21,7 +21,7 @@ _STYLE = {Finding.OK: "green", Finding.MISSING: "bold red", Finding.ABSENT: "yel
 @click.command()
 @qemu_option("QEMU to look at; default: the one `build` made, else the first on PATH.")
 @answer_timeout_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def doctor(qemu: str | None, as_json: bool) -> int:
     """Tell what this host and this QEMU can do.
 

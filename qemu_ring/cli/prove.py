@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qemu_ring.cli.frame.numbers import COUNT, Number, Whole
-from qemu_ring.cli.frame.options import answer_timeout_option, qemu_option
+from qemu_ring.cli.frame.options import answer_timeout_option, in_options, json_option, qemu_option
 from qemu_ring.cli.frame.output import Reminder, print_json, progress_bar
 from qemu_ring.cli.frame.running import run
 from qemu_ring.cli.frame.sizes import SECONDS
@@ -19,12 +19,15 @@ from qemu_ring.dirty import Tracking
 from qemu_ring.guest import MAX_VCPUS
 from qemu_ring.machine import find_qemu
 from qemu_ring.memslot import FlushPolicy, Shape
-from qemu_ring.prove import Control, ProveOptions, ProveResult, Verdict, prove
-from qemu_ring.prove import Progress as State
+from qemu_ring.prove import Control, ProveOptions, ProveResult, ProveVerdict, prove
+from qemu_ring.prove import ProveProgress as State
 
 __all__ = ["prove_command"]
 
 _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+
+_OPTIONS = {"pages_per_second": "--rate", "shapes": "--shape"}
+"""By fields of the options."""
 
 
 @click.command("prove")
@@ -85,7 +88,7 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option("--log-dir", type=_DIRECTORY, help="Keep the QEMUs' logs there.")
 @answer_timeout_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def prove_command(
     qemu: str | None,
     tracking: str,
@@ -108,21 +111,22 @@ def prove_command(
     Starts a guest, migrates it live again and again while its memory slots are removed
     and added, and compares all memory byte for byte. Exits with 1 if a page was stale.
     """
-    options = ProveOptions(
-        tracking=Tracking.parse(tracking),
-        machine=machine,
-        vcpus=vcpus,
-        pages_per_second=rate,
-        seconds=seconds,
-        removals=removals,
-        rounds=rounds,
-        until_loss=until_loss,
-        control=None if control is None else Control(control),
-        policy=None if policy is None else FlushPolicy(policy),
-        shapes=tuple(map(Shape, shapes)),
-        memory_directory=memory_dir,
-        log_directory=log_dir,
-    )
+    with in_options(_OPTIONS):
+        options = ProveOptions(
+            tracking=Tracking.parse(tracking),
+            machine=machine,
+            vcpus=vcpus,
+            pages_per_second=rate,
+            seconds=seconds,
+            removals=removals,
+            rounds=rounds,
+            until_loss=until_loss,
+            control=None if control is None else Control(control),
+            policy=None if policy is None else FlushPolicy(policy),
+            shapes=tuple(map(Shape, shapes)),
+            memory_directory=memory_dir,
+            log_directory=log_dir,
+        )
     binary = find_qemu(qemu)
     with _progress(options) as show:
         result = run(prove(binary, options, on_progress=show))
@@ -170,7 +174,7 @@ def _done(options: ProveOptions, state: State) -> float:
 
 
 def _print_verdict(result: ProveResult) -> None:
-    verdict = Verdict.of(result)
+    verdict = ProveVerdict.of(result)
     console = Console(highlight=False, soft_wrap=False)
     console.print(Text(verdict.headline, style="bold red" if result.stale_pages else "bold green"))
     for paragraph in verdict.meaning:

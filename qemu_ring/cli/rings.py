@@ -10,8 +10,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from qemu_ring.cli.frame.attached import ask, document, json_option, socket_argument
-from qemu_ring.cli.frame.options import answer_timeout_option
+from qemu_ring.cli.frame.attached import ask, document, socket_argument
+from qemu_ring.cli.frame.options import answer_timeout_option, json_option
 from qemu_ring.cli.frame.output import notes, print_json
 from qemu_ring.dirty import STALL_ADVICE, StallWatch, stall_message
 from qemu_ring.errors import ExitStatus

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from qemu_ring.cli.frame.attached import document
-from qemu_ring.cli.frame.options import answer_timeout_option
+from qemu_ring.cli.frame.options import answer_timeout_option, json_option_that, qemu_option
 from qemu_ring.cli.frame.output import print_json
 from qemu_ring.cli.frame.running import run
 from qemu_ring.errors import ExitStatus, QemuRingError
@@ -38,18 +38,14 @@ def _print_schema(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option(
     "--qmp", metavar="SOCKET", type=click.Path(path_type=Path), help="QMP monitor, for others."
 )
-@click.option(
-    "--qemu",
-    metavar="PATH",
-    help="QEMU to use; default: the one `build` made, else qemu-system-x86_64 on PATH.",
-)
+@qemu_option("QEMU to use; default: the one `build` made, else qemu-system-x86_64 on PATH.")
 @click.option("--tracking", metavar="ring:SIZE|bitmap", help="In place of the description's.")
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="The same, any key.")
 @click.option("--incoming", metavar="defer|URI", help="Wait for a migration, from URI or by QMP.")
 @click.option("--paused", is_flag=True, help="Start with the vCPUs stopped.")
 @click.option("--log-dir", type=_DIRECTORY, help="Keep QEMU's output, log and serial output there.")
 @answer_timeout_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document once it is up.")
+@json_option_that("Print one JSON document once it is up.")
 @click.option(
     "--schema",
     is_flag=True,

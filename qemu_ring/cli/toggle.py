@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from qemu_ring.cli.frame.attached import document, json_option, socket_argument
+from qemu_ring.cli.frame.attached import document, socket_argument
+from qemu_ring.cli.frame.options import json_option
 from qemu_ring.cli.frame.output import notes, print_json
 from qemu_ring.cli.frame.running import run
 from qemu_ring.dirty import Tracking

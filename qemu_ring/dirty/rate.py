@@ -13,7 +13,7 @@ from typing import Final
 from qemu_ring.dirty.running import TrackingMode, query_tracking
 from qemu_ring.dirty.stall import StallWatch
 from qemu_ring.dirty.vcpu_numbers import require_safe_numbers, unsafe_numbers
-from qemu_ring.errors import DeadlineError, QemuRingError, QemuUnsuitableError, UsageError
+from qemu_ring.errors import DeadlineError, FieldError, QemuRingError, QemuUnsuitableError
 from qemu_ring.qmp import CommandError, Monitor, commands
 from qemu_ring.qmp.dirty import DirtyRateInfo, TimeUnit, calc_dirty_rate, query_dirty_rate
 
@@ -63,7 +63,7 @@ class RateOptions:
             512. Only for page sampling.
 
     Raises:
-        UsageError: no QEMU could do that.
+        FieldError: no QEMU could do that.
     """
 
     mode: RateMode | None = None
@@ -73,20 +73,20 @@ class RateOptions:
     def __post_init__(self) -> None:
         low, high = _SECONDS
         if not low <= self.seconds <= high:
-            raise UsageError(
-                f"a dirty rate cannot be measured for {self.seconds:g} s",
-                hint=f"--seconds takes {low:g} to {high:g}",
+            raise FieldError(
+                "seconds", f"{self.seconds:g} is out of range", hint=f"use {low:g} to {high:g}"
             )
         if self.sample_pages is None:
             return
         least, most = _SAMPLE_PAGES
         if not least <= self.sample_pages <= most:
-            raise UsageError(
-                f"{self.sample_pages} is no number of pages to sample",
-                hint=f"--sample-pages takes {least} to {most} (of each GiB)",
+            raise FieldError(
+                "sample_pages",
+                f"{self.sample_pages} is out of range",
+                hint=f"use {least} to {most} (of each GiB)",
             )
         if self.mode is not RateMode.PAGE_SAMPLING:
-            raise UsageError("only page sampling samples pages", hint="add --mode page-sampling")
+            raise FieldError("sample_pages", "cannot be: only mode page-sampling samples pages")
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def parse_guest(
     Raises:
         GuestFileError: as in `load_guest`.
     """
-    document = source.Source.parse(text, name)
+    document = source.YamlSource.parse(text, name)
     for assignment in assignments:
         document.set(assignment)
     try:

@@ -11,7 +11,7 @@ import yaml
 
 from qemu_ring.guestfile.errors import GuestFileError
 
-__all__ = ["Path", "Source", "dotted"]
+__all__ = ["Path", "YamlSource", "dotted"]
 
 Path = tuple[str | int, ...]
 """Keys and indices from the top of a document to one part of it."""
@@ -25,7 +25,7 @@ _STEP = re.compile(r"[^.\[\]]+")
 
 
 @dataclass(slots=True)
-class Source:
+class YamlSource:
     """A document, and where its parts are.
 
     Args:
@@ -39,7 +39,7 @@ class Source:
     places: dict[Path, str] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str, name: str) -> Source:
+    def parse(cls, text: str, name: str) -> YamlSource:
         """Read a document.
 
         Raises:
@@ -119,7 +119,7 @@ class _Reader:
         loader: of the nodes.
     """
 
-    def __init__(self, source: Source, loader: yaml.SafeLoader) -> None:
+    def __init__(self, source: YamlSource, loader: yaml.SafeLoader) -> None:
         self._name = source.name
         self._places = source.places
         self._loader = loader

@@ -52,7 +52,7 @@ class Difference:
 
 
 @dataclass(slots=True)
-class _Guest:
+class _Facts:
     """What one QEMU is, as far as it tells."""
 
     machine: str = ""
@@ -98,7 +98,7 @@ async def differences(source: Monitor, destination: Monitor) -> tuple[Difference
 # What one side is
 
 
-async def _guest(monitor: Monitor) -> _Guest:
+async def _guest(monitor: Monitor) -> _Facts:
     machine, kvm, vcpus, ramblock = await asyncio.gather(
         _get(monitor, "/machine", "type"),
         commands.query_kvm(monitor),
@@ -106,7 +106,7 @@ async def _guest(monitor: Monitor) -> _Guest:
         commands.human(monitor, "info ramblock"),
     )
     options = await asyncio.gather(*(_get(monitor, "/machine", name) for name in _MACHINE))
-    guest = _Guest(
+    guest = _Facts(
         machine=str(machine or "").removesuffix("-machine"),
         options={n: _word(v) for n, v in zip(_MACHINE, options, strict=True) if v is not None},
         accelerator="kvm" if kvm.enabled else "another",
@@ -123,7 +123,7 @@ async def _guest(monitor: Monitor) -> _Guest:
     return guest
 
 
-async def _find_devices(monitor: Monitor, guest: _Guest) -> None:
+async def _find_devices(monitor: Monitor, guest: _Facts) -> None:
     listed = await asyncio.gather(*(_children(monitor, f"/machine/{c}") for c in _CONTAINERS))
     types = {path: kind for children in listed for path, kind in children.items()}
     buses, addresses = [
@@ -181,7 +181,7 @@ async def _get(monitor: Monitor, path: str, name: str) -> Any:
 # What differs
 
 
-def _machine(here: _Guest, there: _Guest) -> Iterator[Difference]:
+def _machine(here: _Facts, there: _Facts) -> Iterator[Difference]:
     if here.machine and there.machine and here.machine != there.machine:
         what = f"machine type: {here.machine} at the source, {there.machine} at the destination"
         yield Difference(what, fatal=True)
@@ -224,7 +224,7 @@ def _blocks(
             )
 
 
-def _vcpus(here: _Guest, there: _Guest) -> Iterator[Difference]:
+def _vcpus(here: _Facts, there: _Facts) -> Iterator[Difference]:
     for one, other, role, fatal in (
         (here, there, "destination", True),
         (there, here, "source", False),
@@ -235,7 +235,7 @@ def _vcpus(here: _Guest, there: _Guest) -> Iterator[Difference]:
             yield Difference(f"vCPU {numbers} is missing at the {role}", fatal=fatal)
 
 
-def _devices(here: _Guest, there: _Guest) -> Iterator[Difference]:
+def _devices(here: _Facts, there: _Facts) -> Iterator[Difference]:
     for place in sorted(here.devices.keys() | there.devices.keys()):
         kind, other = here.devices.get(place), there.devices.get(place)
         if kind is not None and other is None:
@@ -273,7 +273,7 @@ def _size(size: int) -> str:
 # vCPU features: QEMU does not compare them, and a guest may not survive their loss
 
 
-async def _lacking(source: Monitor, destination: Monitor, here: _Guest, there: _Guest) -> str:
+async def _lacking(source: Monitor, destination: Monitor, here: _Facts, there: _Facts) -> str:
     words = here.features.keys() & there.features.keys()
     lost = {word: here.features[word] & ~there.features[word] for word in words}
     count = sum(bits.bit_count() for bits in lost.values())
@@ -286,7 +286,7 @@ async def _lacking(source: Monitor, destination: Monitor, here: _Guest, there: _
 
 
 async def _names_of_lost(
-    source: Monitor, destination: Monitor, here: _Guest, there: _Guest
+    source: Monitor, destination: Monitor, here: _Facts, there: _Facts
 ) -> list[str]:
     first, second = min(here.vcpus.items())[1], min(there.vcpus.items())[1]
     listed: Any = await source.execute("qom-list", {"path": first})

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from qemu_ring.errors import DeadlineError, ExitStatus, QemuRingError, UsageError
+from qemu_ring.errors import DeadlineError, QemuRingError, UsageError
 from qemu_ring.machine import named_socket
 from qemu_ring.migration.migration import Migration
-from qemu_ring.migration.requests import RequestServer, ask
+from qemu_ring.migration.requests import Reply, RequestServer, ask, parse_request
 from qemu_ring.qmp import CommandError, commands
 
 __all__ = [
@@ -49,8 +49,8 @@ class ControlRequest(BaseModel):
     postcopy_bandwidth: int | None = None
 
 
-class ControlAnswer(BaseModel):
-    """How the migration fares after it; or `error`, with its exit status, if it was not done.
+class ControlAnswer(Reply):
+    """How the migration fares after it.
 
     Sizes in bytes, times in seconds, rates a second; None where QEMU does not tell.
 
@@ -62,9 +62,6 @@ class ControlAnswer(BaseModel):
         decisions: made for its goal, each in a line.
     """
 
-    error: str | None = None
-    hint: str = ""
-    exit_status: int = 0
     status: str = ""
     paused: bool = False
     seconds: float | None = None
@@ -107,21 +104,13 @@ class ControlServer:
     async def answer(self, line: bytes) -> ControlAnswer:
         """Do what a line asks for."""
         try:
-            request = ControlRequest.model_validate_json(line)
-        except ValidationError as error:
-            why = f"not a request: {str(error).splitlines()[0]}"
-            return ControlAnswer(error=why, exit_status=ExitStatus.USAGE)
-        if self.migration is None:
-            return ControlAnswer(
-                error="the migration has not begun, or is over", exit_status=ExitStatus.FAILED
-            )
-        try:
+            request = parse_request(ControlRequest, line)
+            if self.migration is None:
+                raise QemuRingError("the migration has not begun, or is over")
             await _do(self.migration, request)
             return await _status(self.migration)
         except QemuRingError as error:
-            return ControlAnswer(
-                error=error.message, hint=error.hint, exit_status=error.exit_status
-            )
+            return ControlAnswer.refusal(error)
 
 
 @asynccontextmanager
@@ -166,12 +155,7 @@ async def request_control(
         ) from error
     if not line:
         raise QemuRingError(f"whoever drives the migration at {path} ended, or refused to answer")
-    answer = ControlAnswer.model_validate_json(line)
-    if answer.error is not None:
-        refused = QemuRingError(answer.error, hint=answer.hint)
-        refused.exit_status = ExitStatus(answer.exit_status)
-        raise refused
-    return answer
+    return ControlAnswer.parse(line)
 
 
 async def _do(migration: Migration, request: ControlRequest) -> None:

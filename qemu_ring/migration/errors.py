@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from qemu_ring.errors import QemuRingError, UsageError
+from qemu_ring.errors import FieldError, QemuRingError
 
 __all__ = [
     "EndedEarlyError",
@@ -105,26 +105,8 @@ def _but(other: str | None) -> str:
     return " (of the other side nothing is known)" if other == "unknown" else ""
 
 
-class PlanError(UsageError):
-    """A plan cannot be carried out, by any QEMU.
-
-    Args:
-        field: the plan's, in dots, such as xbzrle.cache_size.
-        problem: what is wrong with it, without its name: a caller may have its own for it.
-        hint: the next step.
-
-    Attributes:
-        field, problem: those.
-    """
-
-    def __init__(self, field: str, problem: str, *, hint: str = "") -> None:
-        super().__init__(f"{field} {problem}", hint=hint)
-        self.field = field
-        self.problem = problem
-
-    def renamed(self, name: str) -> UsageError:
-        """The same with the name that the caller's user knows the field by."""
-        return UsageError(f"{name} {self.problem}", hint=self.hint)
+class PlanError(FieldError):
+    """A plan cannot be carried out, by any QEMU."""
 
 
 class MigrationError(QemuRingError):

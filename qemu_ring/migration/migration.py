@@ -368,6 +368,7 @@ class Migration:
         for machine in (self.source, self.destination):
             if machine is not None:
                 await machine.identify()
+        await self._source_side.require_idle()  # before its memory is looked for
         await self._open_memory()
         source, plan = self._source_side, self.plan
         throttle = await find_throttle(plan, source.monitor)

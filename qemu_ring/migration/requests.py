@@ -10,13 +10,16 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+from typing_extensions import Self
 
+from qemu_ring.errors import QemuRingError, UsageError
 from qemu_ring.machine import credentials
 from qemu_ring.tasks import to_the_end
 
-__all__ = ["LINE_BYTES", "RequestServer", "ask"]
+__all__ = ["LINE_BYTES", "Reply", "RequestServer", "ask", "parse_request"]
 
 LINE_BYTES = 1 << 16
 """Of a request; an answer may be longer."""
@@ -112,6 +115,46 @@ async def ask(
         return b""
     finally:
         writer.close()
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def parse_request(kind: type[R], line: bytes) -> R:
+    """Read a request.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        raise UsageError(f"not a request: {str(error).splitlines()[0]}") from error
+
+
+class Reply(BaseModel):
+    """What came of a request; or `error`, with its exit status, if it was not done."""
+
+    error: str | None = None
+    hint: str = ""
+    exit_status: int = 0
+
+    @classmethod
+    def refusal(cls, error: QemuRingError) -> Self:
+        """That it was not done, and why."""
+        return cls(error=error.message, hint=error.hint, exit_status=error.exit_status)
+
+    @classmethod
+    def parse(cls, line: bytes) -> Self:
+        """Read an answer.
+
+        Raises:
+            QemuRingError: it was not done.
+        """
+        answer = cls.model_validate_json(line)
+        if answer.error is not None:
+            raise QemuRingError.of_another_process(answer.error, answer.hint, answer.exit_status)
+        return answer
 
 
 async def _all_done(tasks: set[asyncio.Task[None]]) -> None:

@@ -69,8 +69,8 @@ class GuestPoller:
     def __init__(
         self, addresses: Mapping[str, Address], *, measure_seconds: float | None = None
     ) -> None:
-        self._guests = [_Guest(name, at, measure_seconds) for name, at in addresses.items()]
-        self._polls: dict[_Guest, asyncio.Task[None]] = {}
+        self._guests = [_PolledGuest(name, at, measure_seconds) for name, at in addresses.items()]
+        self._polls: dict[_PolledGuest, asyncio.Task[None]] = {}
         self._stack = AsyncExitStack()
         self._group: TaskGroup
 
@@ -139,7 +139,7 @@ class _RateInfo(DirtyRateInfo):
     start_time: int
 
 
-class _Guest:
+class _PolledGuest:
     """One guest, whatever becomes of it."""
 
     def __init__(self, name: str, address: Address, measure_seconds: float | None) -> None:

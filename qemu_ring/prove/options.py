@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from qemu_ring.dirty import Tracking
-from qemu_ring.errors import UsageError
+from qemu_ring.errors import FieldError
 from qemu_ring.guest import MAX_VCPUS
 from qemu_ring.memslot import FlushPolicy, Shape
 
@@ -49,7 +49,7 @@ class ProveOptions:
         log_directory: where the QEMUs' logs are kept; None to keep none.
 
     Raises:
-        UsageError: a value that cannot be right.
+        FieldError: a value that cannot be right.
     """
 
     tracking: Tracking = field(default_factory=lambda: Tracking(4096))
@@ -68,26 +68,29 @@ class ProveOptions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= MAX_VCPUS:
-            raise UsageError(f"{self.vcpus} vCPUs are out of range", hint=f"use 1 to {MAX_VCPUS}")
+            raise FieldError("vcpus", f"{self.vcpus} is out of range", hint=f"use 1 to {MAX_VCPUS}")
         if not 1000 <= self.pages_per_second <= 1e9:
-            raise UsageError(
-                f"--rate {self.pages_per_second:g} is out of range",
+            raise FieldError(
+                "pages_per_second",
+                f"{self.pages_per_second:g} is out of range",
                 hint="use 1000 to 1e9 pages a second",
             )
         if self.seconds is not None and not self.seconds > 0:
-            raise UsageError("--seconds must be greater than 0", hint="leave it out for 10")
+            raise FieldError("seconds", "must be greater than 0", hint="leave it out for 10")
         if self.removals is not None and self.removals < 1:
-            raise UsageError(
-                "--removals must be at least 1", hint="--control no-removals removes none"
+            raise FieldError(
+                "removals",
+                "must be at least 1",
+                hint="control no-removals removes none",
             )
         if self.rounds is not None and self.rounds < 1:
-            raise UsageError("--rounds must be at least 1", hint="leave it out for no limit")
+            raise FieldError("rounds", "must be at least 1", hint="leave it out for no limit")
         if self.control is not None and self.until_loss:
-            raise UsageError("a control run has no loss to wait for", hint="leave out --until-loss")
-        if self.control is Control.NO_REMOVALS and self.shapes:
-            raise UsageError("--control no-removals removes no slot", hint="leave out --shape")
-        if self.control is Control.NO_REMOVALS and self.removals is not None:
-            raise UsageError("--control no-removals removes no slot", hint="leave out --removals")
+            raise FieldError("until_loss", "cannot be: a control run has no loss to wait for")
+        if self.control is Control.NO_REMOVALS:
+            for name, value in (("shapes", self.shapes), ("removals", self.removals)):
+                if value:
+                    raise FieldError(name, "cannot be: control no-removals removes no slot")
 
     @property
     def time_limit(self) -> float | None:

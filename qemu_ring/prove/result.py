@@ -11,7 +11,7 @@ from qemu_ring.memslot import FlushInfo, FlushPolicy, Shape
 from qemu_ring.prove.options import Control, ProveOptions
 from qemu_ring.verify import StalePage
 
-__all__ = ["SCHEMA", "Progress", "ProveResult", "ReAdd", "Round", "RoundKind", "ShapeTotal"]
+__all__ = ["SCHEMA", "ProveProgress", "ProveResult", "ReAdd", "Round", "RoundKind", "ShapeTotal"]
 
 SCHEMA: Final = {"name": "qemu-ring.prove", "version": 1}
 
@@ -20,7 +20,7 @@ RoundKind = str
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ProveProgress:
     """How far a proof has come.
 
     Args:

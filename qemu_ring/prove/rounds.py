@@ -26,7 +26,7 @@ from qemu_ring.prove.stage import SLOT, SLOT_ADDRESS, Memory, Plan
 from qemu_ring.qmp import MigrationInfo, commands
 from qemu_ring.verify import Comparison, compare
 
-__all__ = ["Outcome", "Source", "start_source"]
+__all__ = ["Outcome", "SourceGuest", "start_source"]
 
 _WALK_SECONDS = 5.0
 _MOVE_SECONDS = 300.0
@@ -51,7 +51,7 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class Source:
+class SourceGuest:
     """The guest under test, running, its slots mapped.
 
     Args:
@@ -243,7 +243,7 @@ def _pages(info: MigrationInfo) -> int:
 @asynccontextmanager
 async def start_source(
     binary: Path, plan: Plan, *, memory_directory: Path | None, log_directory: Path | None
-) -> AsyncIterator[Source]:
+) -> AsyncIterator[SourceGuest]:
     """Start the guest under test, and wait until it writes.
 
     Args:
@@ -271,7 +271,7 @@ async def start_source(
         slots = PciSlots(machine.monitor, plan.devices(memory))
         for name, address in SLOT_ADDRESS.items():
             await slots.add(name, address)
-        yield Source(
+        yield SourceGuest(
             binary=binary,
             plan=plan,
             memory=memory,

@@ -22,8 +22,8 @@ from qemu_ring.machine import (
 from qemu_ring.memslot import Shape, query_flush
 from qemu_ring.migration import EndedEarlyError
 from qemu_ring.prove.options import Control, ProveOptions
-from qemu_ring.prove.result import Progress, ProveResult, ReAdd, Round
-from qemu_ring.prove.rounds import Outcome, Source, start_source
+from qemu_ring.prove.result import ProveProgress, ProveResult, ReAdd, Round
+from qemu_ring.prove.rounds import Outcome, SourceGuest, start_source
 from qemu_ring.prove.stage import Plan
 from qemu_ring.verify import StalePage
 
@@ -41,7 +41,7 @@ async def prove(
     binary: Path,
     options: ProveOptions,
     *,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[ProveProgress], None] | None = None,
 ) -> ProveResult:
     """Find out whether a QEMU on this host loses dirty bits when memslots are removed.
 
@@ -82,7 +82,7 @@ async def prove(
     require_memory(plan.guests_bytes, host, "a guest and the one it is migrated to")
     if options.memory_directory is not None:
         require_space(options.memory_directory, plan.memory_bytes)
-    tally = _Tally(on_progress or (lambda _: None))
+    tally = _ResultSoFar(on_progress or (lambda _: None))
     async with start_source(
         binary,
         plan,
@@ -118,10 +118,10 @@ async def prove(
 
 
 @dataclass(slots=True)
-class _Tally:
+class _ResultSoFar:
     """What was found so far."""
 
-    on_progress: Callable[[Progress], None]
+    on_progress: Callable[[ProveProgress], None]
     started: float = field(default_factory=time.monotonic)
     rounds: list[Round] = field(default_factory=list)
     stale: list[StalePage] = field(default_factory=list)
@@ -139,7 +139,7 @@ class _Tally:
     def tick(self, removals: int = 0) -> None:
         """Report progress, `removals` of a round under way included."""
         self.on_progress(
-            Progress(
+            ProveProgress(
                 seconds=self.seconds,
                 removals=self.removals + removals,
                 stale_pages=self.stale_pages,
@@ -188,7 +188,7 @@ class _Tally:
         self.tick()
 
 
-async def _measure_re_add(source: Source, tally: _Tally) -> ReAdd:
+async def _measure_re_add(source: SourceGuest, tally: _ResultSoFar) -> ReAdd:
     without = await tally.take(source.baseline)
     once = await tally.take(source.re_add)
     pages = max(0, once.pages_sent_again - without.pages_sent_again)
@@ -196,7 +196,7 @@ async def _measure_re_add(source: Source, tally: _Tally) -> ReAdd:
 
 
 async def _rounds(
-    source: Source, options: ProveOptions, shapes: tuple[Shape, ...], tally: _Tally
+    source: SourceGuest, options: ProveOptions, shapes: tuple[Shape, ...], tally: _ResultSoFar
 ) -> None:
     """Round after round until a limit is reached, one shape after the other."""
     limit = options.time_limit

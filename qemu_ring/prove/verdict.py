@@ -8,13 +8,13 @@ from qemu_ring.memslot import FlushPolicy, Shape
 from qemu_ring.prove.options import Control
 from qemu_ring.prove.result import ProveResult
 
-__all__ = ["Verdict"]
+__all__ = ["ProveVerdict"]
 
 _SHOWN_PAGES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProveVerdict:
     """What to tell the user.
 
     Args:
@@ -28,7 +28,7 @@ class Verdict:
     pages: tuple[str, ...]
 
     @classmethod
-    def of(cls, result: ProveResult) -> Verdict:
+    def of(cls, result: ProveResult) -> ProveVerdict:
         """Put a result into words."""
         if result.stale_pages:
             return cls(

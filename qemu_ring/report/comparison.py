@@ -13,7 +13,12 @@ from qemu_ring.experiment import (
     ResultsComparison,
     compare_results,
 )
-from qemu_ring.experiment.compare.verdicts import CellComparison, Criteria, Difference, Verdict
+from qemu_ring.experiment.compare.verdicts import (
+    CellComparison,
+    Criteria,
+    MetricDifference,
+    Verdict,
+)
 from qemu_ring.report import units
 from qemu_ring.report.plots.plot import Choice, Plot, Rows, Spec, row_axis
 from qemu_ring.report.plots.theme import colour
@@ -22,7 +27,7 @@ from qemu_ring.report.verdict import Answer
 
 __all__ = [
     "Change",
-    "Comparison",
+    "ComparedResults",
     "Pair",
     "change_plot",
     "compare_answer",
@@ -62,7 +67,7 @@ class Change:
 
     pair: Pair
     measure: Measure
-    difference: Difference
+    difference: MetricDifference
 
     @property
     def kind(self) -> Literal["less", "more", "unclear"]:
@@ -73,7 +78,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedResults:
     """What there is to say of two experiments.
 
     Args:
@@ -91,7 +96,7 @@ def compare_experiments(
     first: Results,
     second: Results,
     cells: tuple[Sequence[CellSummary], Sequence[CellSummary]],
-) -> Comparison | None:
+) -> ComparedResults | None:
     """Compare two experiments by the rules of the command; None if no cell is in both."""
     try:
         found = compare_results(first, second, Criteria())
@@ -106,10 +111,10 @@ def compare_experiments(
     ]
     order = list(_MEASURES.values())
     changes.sort(key=lambda change: order.index(change.measure))
-    return Comparison(found, pairs, tuple(changes))
+    return ComparedResults(found, pairs, tuple(changes))
 
 
-def compare_answer(comparison: Comparison | None) -> Answer:
+def compare_answer(comparison: ComparedResults | None) -> Answer:
     """Say in which cells B takes more or less than A, and if it lost memory or failed."""
     if comparison is None:
         return Answer("open", "A and B have no cell in common")
@@ -191,7 +196,7 @@ def _extremes(changes: Sequence[Change]) -> list[str]:
     return found
 
 
-def change_plot(comparison: Comparison | None) -> Plot | None:
+def change_plot(comparison: ComparedResults | None) -> Plot | None:
     """Plot each change in percent with its interval; None if nothing can be compared."""
     if comparison is None:
         return None
@@ -246,7 +251,7 @@ def signed(share: float) -> str:
     return f"{'+' if share > 0 else ''}{units.percent(share)}"
 
 
-def interval_words(difference: Difference) -> str:
+def interval_words(difference: MetricDifference) -> str:
     """Write the interval of a change, or what there is in its place; empty for nothing."""
     if difference.interval is None:
         return ""

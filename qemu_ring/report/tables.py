@@ -9,7 +9,7 @@ from typing import Any
 
 from qemu_ring.experiment import Results
 from qemu_ring.report import units
-from qemu_ring.report.comparison import Change, Comparison, interval_words, signed
+from qemu_ring.report.comparison import Change, ComparedResults, interval_words, signed
 from qemu_ring.report.summary import (
     DOWNTIME,
     ENDINGS,
@@ -84,7 +84,7 @@ def cell_table(cells: Sequence[CellSummary]) -> Table:
     return Table(tuple(columns), tuple(rows))
 
 
-def pair_table(comparison: Comparison) -> Table:
+def pair_table(comparison: ComparedResults) -> Table:
     """Tell of each cell what changed between two experiments."""
     columns = [Column("Cell", numbers=False), Column("Runs, A"), Column("Runs, B")]
     columns.append(Column("Stale, A and B"))
@@ -104,7 +104,7 @@ def pair_table(comparison: Comparison) -> Table:
     return Table(tuple(columns), tuple(rows))
 
 
-def apart_table(comparison: Comparison) -> Table:
+def apart_table(comparison: ComparedResults) -> Table:
     """Tell what else is not the same in two experiments."""
     columns = (Column("What", numbers=False), Column("A", numbers=False))
     found = {**comparison.found.unlike, **comparison.found.provenance}

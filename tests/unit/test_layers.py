@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -65,6 +66,16 @@ def test_unknown_layer_is_found(package: Path) -> None:
     done = check_imports(package.parent)
     assert done.returncode == 1
     assert "unheard_of" in done.stdout
+
+
+def test_no_class_name_is_defined_twice() -> None:
+    """A reader must not have to look up which of two is meant."""
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "qemu_ring").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
 # Absolute paths of some one's machine. Not preceded by what would make them part of a longer

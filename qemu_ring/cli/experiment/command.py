@@ -24,7 +24,7 @@ from qemu_ring.cli.experiment.results import (
     show_command,
     summary,
 )
-from qemu_ring.cli.frame.options import answer_timeout_option
+from qemu_ring.cli.frame.options import answer_timeout_option, json_option, qemu_option
 from qemu_ring.cli.frame.output import notes, print_json
 from qemu_ring.cli.frame.running import run
 from qemu_ring.cli.frame.sizes import SIZE
@@ -61,10 +61,8 @@ def _print_schema(context: click.Context, _: click.Parameter, wanted: bool) -> N
         context.exit()
 
 
-_qemu_option = click.option(
-    "--qemu",
-    metavar="PATH",
-    help="QEMU for cells that name none; default: the one `build` made, else the first on PATH.",
+_qemu_option = qemu_option(
+    "QEMU for cells that name none; default: the one `build` made, else the first on PATH."
 )
 _cpus_option = click.option(
     "--cpus", type=int, metavar="N", help="Several runs at a time, on N CPUs; each has its own."
@@ -84,7 +82,6 @@ _SHOWN_CELLS = 500
 """Of a plan; who needs all of more takes them as JSON."""
 _AGAIN = (Status.REFUSED, Status.CRASHED, Status.TIMEOUT, Status.NOT_CONVERGED)
 """What can be tried again: not a run that told something of the guest's memory."""
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def _statuses(_: click.Context, option: click.Parameter, text: str | None) -> list[Status]:
@@ -104,7 +101,7 @@ def experiment() -> None:
 @experiment.command("plan")
 @_FILE
 @_qemu_option
-@_json_option
+@json_option
 @click.option(
     "--schema",
     is_flag=True,
@@ -140,7 +137,7 @@ def plan_command(file: Path, qemu: str | None, as_json: bool) -> int:
 @_scheduler_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and an estimate; start nothing.")
 @answer_timeout_option
-@_json_option
+@json_option
 def run_command(
     file: Path,
     output: Path | None,
@@ -186,7 +183,7 @@ def run_command(
     help="Measured runs of each cell, if they are to be more than before.",
 )
 @answer_timeout_option
-@_json_option
+@json_option
 def resume_command(
     directory: Path,
     qemu: str | None,

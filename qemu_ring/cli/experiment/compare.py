@@ -10,10 +10,16 @@ import click
 from rich.text import Text
 
 from qemu_ring.cli.experiment.printing import console, read, statuses_words, table_of
+from qemu_ring.cli.frame.options import json_option
 from qemu_ring.cli.frame.output import print_json
 from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.experiment import Criteria, ResultsComparison, compare_results
-from qemu_ring.experiment.compare.verdicts import METRICS, CellComparison, Difference, Verdict
+from qemu_ring.experiment.compare.verdicts import (
+    METRICS,
+    CellComparison,
+    MetricDifference,
+    Verdict,
+)
 
 __all__ = ["compare_command"]
 
@@ -57,7 +63,7 @@ _LONGEST = 60  # characters of a value that are told
     help="Relative change of a median that matters.",
 )
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of intervals.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def compare_command(
     a: Path,
     b: Path | None,
@@ -157,7 +163,7 @@ def _completion(cell: CellComparison) -> tuple[str | Text, ...]:
     )
 
 
-def _difference(one: Difference) -> tuple[str | Text, ...]:
+def _difference(one: MetricDifference) -> tuple[str | Text, ...]:
     interval = "" if one.interval is None else "{:+.1%} to {:+.1%}".format(*one.interval)
     if one.interval_kind == "range":
         interval = f"range {interval}"

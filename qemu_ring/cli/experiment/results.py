@@ -14,6 +14,7 @@ import click
 
 from qemu_ring.cli.experiment.compare import compare_command
 from qemu_ring.cli.experiment.printing import console, number, read, statuses_words, table_of
+from qemu_ring.cli.frame.options import json_option
 from qemu_ring.cli.frame.output import print_json
 from qemu_ring.errors import ExitStatus, UsageError
 from qemu_ring.experiment import Cell, Results, RunRecord, StoreError, export
@@ -32,12 +33,11 @@ __all__ = [
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 _RESULTS = Path("results")
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 @click.command("list")
 @click.argument("directory", metavar="[DIR]", type=_DIRECTORY, default=_RESULTS)
-@_json_option
+@json_option
 def list_command(directory: Path, as_json: bool) -> int:
     """List the results below a directory, by default results/."""
     if directory != _RESULTS and not directory.is_dir():
@@ -76,7 +76,7 @@ def list_command(directory: Path, as_json: bool) -> int:
 @click.command("show")
 @click.argument("directory", metavar="DIR", type=_DIRECTORY)
 @click.option("--cell", metavar="ID", help="Every run of one cell, by the beginning of its id.")
-@_json_option
+@json_option
 def show_command(directory: Path, cell: str | None, as_json: bool) -> int:
     """Show what an experiment found: a line for each cell, or each run of one."""
     results = read(directory)

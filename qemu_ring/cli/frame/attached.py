@@ -22,13 +22,12 @@ from qemu_ring.machine import (
 )
 from qemu_ring.qmp import Address, ConnectError, Monitor, parse_address, unix_name
 
-__all__ = ["Attached", "ask", "attached", "document", "json_option", "socket_argument"]
+__all__ = ["Attached", "ask", "attached", "document", "socket_argument"]
 
 T = TypeVar("T")
 _REMARK_SECONDS = 5.0
 
 socket_argument = click.argument("socket", metavar="SOCKET")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 
 from qemu_ring.cli.frame.sizes import SECONDS
+from qemu_ring.errors import FieldError
 from qemu_ring.qmp import DEFAULT_TIMEOUT, set_answer_timeout
 
-__all__ = ["answer_timeout_option", "qemu_option"]
+__all__ = ["answer_timeout_option", "in_options", "json_option", "json_option_that", "qemu_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,6 +20,31 @@ F = TypeVar("F", bound=Callable[..., Any])
 def qemu_option(words: str) -> Callable[[F], F]:
     """`--qemu PATH`, with its help."""
     return click.option("--qemu", metavar="PATH", callback=_named, help=words)
+
+
+def json_option_that(words: str) -> Callable[[F], F]:
+    """`--json`, with its help."""
+    return click.option("--json", "as_json", is_flag=True, help=words)
+
+
+json_option = json_option_that("Print one JSON document.")
+
+
+@contextmanager
+def in_options(names: Mapping[str, str]) -> Iterator[None]:
+    """Say what is wrong with a field in the words of the option for it.
+
+    Args:
+        names: options for fields; for others, an option is the field's last word.
+
+    Raises:
+        UsageError: in place of a FieldError.
+    """
+    try:
+        yield
+    except FieldError as error:
+        last = error.field.rpartition(".")[2]
+        raise error.renamed(names.get(error.field, f"--{last.replace('_', '-')}")) from error
 
 
 def _set_answer_timeout(_: click.Context, __: click.Parameter, seconds: float) -> None:

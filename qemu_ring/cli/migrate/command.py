@@ -13,9 +13,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from qemu_ring.cli.frame.attached import attached, document, json_option
+from qemu_ring.cli.frame.attached import attached, document
 from qemu_ring.cli.frame.numbers import COUNT, Whole
-from qemu_ring.cli.frame.options import answer_timeout_option
+from qemu_ring.cli.frame.options import answer_timeout_option, json_option
 from qemu_ring.cli.frame.output import notes, print_json, progress_bar
 from qemu_ring.cli.frame.running import run
 from qemu_ring.cli.frame.sizes import RATE, SECONDS, SIZE, Duration
@@ -28,7 +28,6 @@ from qemu_ring.cli.migrate.plan_options import (
 )
 from qemu_ring.dirty import stall_message
 from qemu_ring.errors import ExitStatus, UsageError
-from qemu_ring.machine import Machine
 from qemu_ring.migration import (
     Channel,
     Compression,
@@ -307,7 +306,6 @@ async def _migrate(
         if destination is not None:
             sides.append(await stack.enter_async_context(attached(destination, "destination")))
         machines = [side.machine for side in sides]
-        await _require_idle(machines[0])
         second = machines[1] if len(machines) > 1 else None
         controls = None
         if control is not None:
@@ -374,15 +372,6 @@ async def _recover(
             first.machine, second.machine, channel, leave_paused=leave_paused
         )
         return outcome, [first.qemu, second.qemu]
-
-
-async def _require_idle(source: Machine) -> None:
-    info = await commands.query_migrate(source.monitor)
-    if info.is_active:
-        raise UsageError(
-            f"the source migrates already: {info.status}",
-            hint="wait for its end, end it by migrate_cancel at its monitor, or --recover it",
-        )
 
 
 async def _restore(at: str, plan: MigrationPlan) -> tuple[dict[str, object], float, str]:

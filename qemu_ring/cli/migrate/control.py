@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from qemu_ring.cli.frame.attached import json_option
+from qemu_ring.cli.frame.options import json_option
 from qemu_ring.cli.frame.output import print_json
 from qemu_ring.cli.frame.running import run
 from qemu_ring.cli.frame.sizes import RATE, Duration

@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from qemu_ring.cli.frame.numbers import COUNT
-from qemu_ring.cli.frame.options import answer_timeout_option
+from qemu_ring.cli.frame.options import answer_timeout_option, json_option_that
 from qemu_ring.cli.frame.output import notes, print_json
 from qemu_ring.cli.frame.running import InterruptedRunError, run
 from qemu_ring.cli.frame.sizes import Duration
@@ -64,9 +64,7 @@ _MEASURED_SHARE = 0.8
     help="Have QEMU measure the dirty rate, by page sampling.",
 )
 @answer_timeout_option
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print a JSON document on a line for each sample."
-)
+@json_option_that("Print a JSON document on a line for each sample.")
 @click.option(
     "--prometheus",
     metavar="[HOST]:PORT",

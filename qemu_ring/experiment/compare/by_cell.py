@@ -18,7 +18,7 @@ from qemu_ring.experiment.compare.verdicts import (
     CellComparison,
     Completion,
     Criteria,
-    Difference,
+    MetricDifference,
     ResultsComparison,
     Verdict,
 )
@@ -129,7 +129,7 @@ class _Pair:
 def _judged(pairs: Sequence[_Pair], criteria: Criteria) -> list[CellComparison]:
     """All cells: each metric of all of them is judged at once."""
     completions = significance.judge_completions([_completion(one) for one in pairs], criteria)
-    differences: dict[int, list[Difference]] = {place: [] for place in range(len(pairs))}
+    differences: dict[int, list[MetricDifference]] = {place: [] for place in range(len(pairs))}
     for metric in criteria.metrics:
         places, found = [], []
         for place, pair in enumerate(pairs):
@@ -162,7 +162,7 @@ def _completion(pair: _Pair) -> tuple[Completion, significance.Tested]:
     return significance.completion((runs_a, runs_b), (done_a, done_b))
 
 
-def _by_survivors(one: Difference, completion: Completion) -> Difference:
+def _by_survivors(one: MetricDifference, completion: Completion) -> MetricDifference:
     if one.verdict is Verdict.BETTER and completion.fell:
         return replace(one, verdict=Verdict.INCOMPARABLE)
     return one
@@ -273,7 +273,7 @@ def _too_few(cells: Sequence[CellComparison]) -> Iterator[str]:
         )
 
 
-def _more(found: Sequence[Difference | Completion]) -> str:
+def _more(found: Sequence[MetricDifference | Completion]) -> str:
     needed = max((one.runs_needed or 0 for one in found), default=0)
     return f": {needed} completed repeats of each would tell" if needed else ""
 

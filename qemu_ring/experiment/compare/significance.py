@@ -15,7 +15,12 @@ from statistics import median
 from typing import Literal
 
 from qemu_ring import statistics
-from qemu_ring.experiment.compare.verdicts import Completion, Criteria, Difference, Verdict
+from qemu_ring.experiment.compare.verdicts import (
+    Completion,
+    Criteria,
+    MetricDifference,
+    Verdict,
+)
 
 __all__ = ["Tested", "completion", "difference", "judge_completions", "judge_differences"]
 
@@ -39,7 +44,7 @@ class Tested:
 
 def difference(
     metric: str, a: Sequence[float], b: Sequence[float], criteria: Criteria
-) -> tuple[Difference, Tested]:
+) -> tuple[MetricDifference, Tested]:
     """Compare a metric of one cell; neither of A and B is empty."""
     change = statistics.median_change(b, a, criteria.confidence)
     interval: tuple[float, float] | None = None
@@ -47,7 +52,7 @@ def difference(
     if change is not None and change.low is not None and change.high is not None:
         interval, kind = (change.low, change.high), "range" if change.is_range else "bootstrap"
     tested = _ranks(a, b)
-    found = Difference(
+    found = MetricDifference(
         metric=metric,
         runs=(len(a), len(b)),
         medians=(float(median(a)), float(median(b))),
@@ -70,8 +75,8 @@ def completion(runs: tuple[int, int], completed: tuple[int, int]) -> tuple[Compl
 
 
 def judge_differences(
-    found: Sequence[tuple[Difference, Tested]], criteria: Criteria
-) -> list[Difference]:
+    found: Sequence[tuple[MetricDifference, Tested]], criteria: Criteria
+) -> list[MetricDifference]:
     """Judge all differences of one metric together."""
     of = [tested for _, tested in found]
     corrected = _corrected(of, criteria)
@@ -111,7 +116,7 @@ def _all_failures_in_b(share: float, runs: int) -> float:
     return statistics.fewer_completed((runs, runs), (runs, runs - max(1, int(runs * share))))
 
 
-def _direction(one: Difference, criteria: Criteria) -> Verdict:
+def _direction(one: MetricDifference, criteria: Criteria) -> Verdict:
     """Of a difference that was shown."""
     if one.change is None:
         return Verdict.WORSE if one.medians[1] > one.medians[0] else Verdict.SAME

@@ -15,7 +15,7 @@ __all__ = [
     "CellComparison",
     "Completion",
     "Criteria",
-    "Difference",
+    "MetricDifference",
     "ResultsComparison",
     "Verdict",
 ]
@@ -78,7 +78,7 @@ class Criteria:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class MetricDifference:
     """One metric of one cell.
 
     Args:
@@ -155,11 +155,11 @@ class CellComparison:
     statuses: tuple[dict[str, int], dict[str, int]]
     warm_up_statuses: tuple[dict[str, int], dict[str, int]]
     completion: Completion
-    differences: tuple[Difference, ...]
+    differences: tuple[MetricDifference, ...]
     regressions: tuple[str, ...]
 
     @property
-    def judged(self) -> Iterator[Completion | Difference]:
+    def judged(self) -> Iterator[Completion | MetricDifference]:
         """All that has a verdict."""
         yield self.completion
         yield from self.differences

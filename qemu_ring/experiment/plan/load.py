@@ -17,7 +17,7 @@ from qemu_ring.experiment.plan.schema import CellPart, PlanPart
 from qemu_ring.guestfile import GuestFileError
 from qemu_ring.guestfile.mistakes import mistakes
 from qemu_ring.guestfile.source import Path as DocumentPath
-from qemu_ring.guestfile.source import Source
+from qemu_ring.guestfile.source import YamlSource
 
 __all__ = ["load_experiment", "parse_experiment"]
 
@@ -51,7 +51,7 @@ def parse_experiment(
     """
     directory = (directory or Path()).absolute()
     try:
-        document = Source.parse(text, name)
+        document = YamlSource.parse(text, name)
     except GuestFileError as error:
         words = "an experiment is a mapping, with a guest and a matrix"
         raise ExperimentFileError(
@@ -107,11 +107,11 @@ def _cell_keys() -> list[str]:
     return ["guest", *(field.alias or name for name, field in CellPart.model_fields.items())]
 
 
-def _wrong(document: Source, problems: Sequence[Problem]) -> ExperimentFileError:
+def _wrong(document: YamlSource, problems: Sequence[Problem]) -> ExperimentFileError:
     return ExperimentFileError(document.error(problems).problems)
 
 
-def _plan_part(document: Source) -> PlanPart:
+def _plan_part(document: YamlSource) -> PlanPart:
     """What is not part of a cell; keys that nothing knows are found here."""
     cell_keys = _cell_keys()
     data = {key: value for key, value in document.data.items() if key not in cell_keys}

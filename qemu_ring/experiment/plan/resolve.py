@@ -33,7 +33,7 @@ from qemu_ring.guestfile import GuestDescription, GuestFileError
 from qemu_ring.guestfile.interpretation import problems as guest_problems
 from qemu_ring.guestfile.mistakes import mistakes
 from qemu_ring.guestfile.source import Path as DocumentPath
-from qemu_ring.guestfile.source import Source, dotted
+from qemu_ring.guestfile.source import YamlSource, dotted
 from qemu_ring.migration import PlanError
 
 __all__ = ["CellResolver"]
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Guest:
+class _CellGuest:
     """A guest that cells have in common.
 
     Args:
@@ -106,11 +106,11 @@ class CellResolver:
         directory: what its relative paths are seen from.
     """
 
-    def __init__(self, document: Source, directory: Path) -> None:
+    def __init__(self, document: YamlSource, directory: Path) -> None:
         self._document = document
         self._directory = directory
-        self._files: dict[Path, Source] = {}
-        self._guests: dict[_Key, _Guest | None] = {}
+        self._files: dict[Path, YamlSource] = {}
+        self._guests: dict[_Key, _CellGuest | None] = {}
         self._rests: dict[_Key, _Rest | None] = {}
         self._names: dict[tuple[str, ...], list[str]] = {}
         plan_keys = {field.alias for field in PlanPart.model_fields.values()} | {"guest"}
@@ -175,7 +175,7 @@ class CellResolver:
         except GuestFileError as other:
             self.problems += other.problems
 
-    def _guest(self, assignments: Sequence[Assignment]) -> _Guest:
+    def _guest(self, assignments: Sequence[Assignment]) -> _CellGuest:
         data = {"guest": copy.deepcopy(self._document.data.get("guest"))}
         for one in assignments:
             if one.target == ("guest",):
@@ -201,7 +201,7 @@ class CellResolver:
         if wrong:
             raise _MistakesError(wrong, of_all=True)
         plain = description.model_copy(update={"tracking": description.tracking or Tracking()})
-        return _Guest(
+        return _CellGuest(
             description=description,
             data=guest,
             text=canonical(guest),
@@ -227,7 +227,7 @@ class CellResolver:
         others = (text for key, text in texts.items() if key != "migration")
         return _Rest(part, told, texts, part_parameters(part), (plan, *others))
 
-    def _file(self, name: str) -> Source:
+    def _file(self, name: str) -> YamlSource:
         """A guest's file, read once.
 
         Raises:
@@ -240,15 +240,15 @@ class CellResolver:
             except (OSError, UnicodeDecodeError) as error:
                 said = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
                 raise _MistakesError([(("guest",), f"{name}: {said}")]) from None
-            self._files[path] = Source.parse(text, name)
+            self._files[path] = YamlSource.parse(text, name)
         return self._files[path]
 
-    def _placed(self, wanted: Combination) -> Source:
+    def _placed(self, wanted: Combination) -> YamlSource:
         """The document with what a combination sets, and where all of it comes from.
 
         As far as that can be set; it is for messages.
         """
-        source = Source(
+        source = YamlSource(
             self._document.name, copy.deepcopy(self._document.data), dict(self._document.places)
         )
         for one in wanted.assignments:
@@ -302,7 +302,7 @@ def _assign(data: dict[str, Any], one: Assignment) -> None:
             raise _MistakesError([(one.origin, f"there is no {there}")])
 
 
-def _assign_placed(source: Source, one: Assignment) -> None:
+def _assign_placed(source: YamlSource, one: Assignment) -> None:
     """The same, with the places that the value came from; nothing where there is no such part."""
     try:
         _assign(source.data, one)

@@ -17,7 +17,7 @@ from qemu_ring.experiment.results.record import (
     EXPERIMENT_SCHEMA,
     RESULT_SCHEMA,
     ExperimentDocument,
-    Place,
+    LinePlace,
     RunRecord,
     Status,
 )
@@ -165,7 +165,7 @@ def _experiment(text: bytes, path: Path) -> ExperimentDocument:
     return document
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Place, bytes]]:
+def _lines(path: Path) -> Iterator[tuple[int, LinePlace, bytes]]:
     """The whole lines of a file, with their numbers and places; none of a file that is not there.
 
     Raises:
@@ -177,7 +177,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Place, bytes]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n") and line.strip():
-                yield number, Place(path, offset, len(line)), line
+                yield number, LinePlace(path, offset, len(line)), line
             offset += len(line)
 
 

@@ -32,7 +32,7 @@ __all__ = [
     "RunDetails",
     "RunRecord",
     "SampleRecord",
-    "StalePage",
+    "StalePageRecord",
     "Status",
 ]
 
@@ -63,11 +63,11 @@ class Status(str, Enum):
         return self in (Status.OK, Status.STALE)
 
 
-class _Model(BaseModel):
+class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
-class _QemuIdentity(_Model):
+class _QemuIdentity(_Record):
     """The QEMU for cells that name none."""
 
     model_config = ConfigDict(extra="allow")
@@ -77,7 +77,7 @@ class _QemuIdentity(_Model):
     version: str = ""
 
 
-class ExperimentDocument(_Model):
+class ExperimentDocument(_Record):
     """What was asked for, as experiment.json has it. Keys that are not known here are kept.
 
     Args:
@@ -154,14 +154,14 @@ class RemovalRecord:
 
 
 @typed(frozen=True, slots=True)
-class StalePage:
+class StalePageRecord:
     """A page of guest memory that differed at the destination."""
 
     block: str
     page: int
 
 
-class MigrationRecord(_Model):
+class MigrationRecord(_Record):
     """One migration that was begun; of one that did not complete what it had done until then.
 
     Args:
@@ -185,11 +185,11 @@ class MigrationRecord(_Model):
     iterations: tuple[IterationRecord, ...] = ()
 
 
-class _Samples(_Model):
+class _Samples(_Record):
     samples: tuple[SampleRecord, ...] = ()
 
 
-class RunDetails(_Model):
+class RunDetails(_Record):
     """What most of a record is.
 
     Args:
@@ -207,7 +207,7 @@ class RunDetails(_Model):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LinePlace:
     """Where a record stands in its file; bytes."""
 
     path: Path
@@ -235,7 +235,7 @@ def _slots_removed(removals: Any) -> Any:
     return sum(one.get("count", 1) for one in removals if isinstance(one, Mapping))
 
 
-class RunRecord(_Model):
+class RunRecord(_Record):
     """One run that has ended.
 
     Args:
@@ -274,7 +274,7 @@ class RunRecord(_Model):
     pages_written_by_vcpu: tuple[int, ...] | None = None
     pages_written_by_region: dict[str, int] | None = None
     stale_pages: int | None = None
-    stale: tuple[StalePage, ...] = ()
+    stale: tuple[StalePageRecord, ...] = ()
     stale_places: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     block_pages: dict[str, int] = Field(default_factory=dict)
     flush: dict[str, Any] | None = None
@@ -285,10 +285,10 @@ class RunRecord(_Model):
     cpus: tuple[int, ...] | None = None
     side_by_side: int | None = None
     worker: dict[str, Any] | None = None
-    _line: bytes | Place | None = PrivateAttr(None)
+    _line: bytes | LinePlace | None = PrivateAttr(None)
 
     @classmethod
-    def from_line(cls, line: bytes, place: Place | None = None) -> RunRecord:
+    def from_line(cls, line: bytes, place: LinePlace | None = None) -> RunRecord:
         """Read one line; it is read anew for its details, from its place if that is told.
 
         Raises:
@@ -332,6 +332,6 @@ class RunRecord(_Model):
         return found
 
     def _text(self) -> bytes:
-        if isinstance(self._line, Place):
+        if isinstance(self._line, LinePlace):
             return self._line.read()
         return self._line if self._line is not None else b"{}"

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from qemu_ring import __version__
-from qemu_ring.errors import ExitStatus, HostError, QemuRingError, UsageError
+from qemu_ring.errors import HostError, QemuRingError, UsageError
 from qemu_ring.experiment.plan.cells import Cell, Run
 from qemu_ring.experiment.results.reader import Results
 from qemu_ring.experiment.results.record import Status
@@ -73,9 +73,8 @@ async def cluster_identity(
     if found["version"] != __version__:
         raise _no_match(scheduler, f"has version {found['version']}, not {__version__}")
     if "error" in found:
-        refused = QemuRingError(f"{found['host']}: {found['error']}", hint=found["hint"])
-        refused.exit_status = ExitStatus(found["status"])
-        raise refused
+        message = f"{found['host']}: {found['error']}"
+        raise QemuRingError.of_another_process(message, found["hint"], found["status"])
     identity: dict[str, Any] | None = found["qemu"]
     return identity
 

@@ -56,11 +56,14 @@ class Side:
         info = await commands.query_migrate(self.monitor)
         state = (await commands.query_status(self.monitor)).status
         if info.is_active:
-            raise UsageError(f"the {self.role} migrates already: {info.status}")
+            raise UsageError(
+                f"the {self.role} migrates already: {info.status}",
+                hint="wait for its end, cancel it, or recover it: qemu-ring migrate --recover",
+            )
         if state in ("inmigrate", "postmigrate"):
             hint = "name the running guest first, then the one that waits"
             if await Former.left(self.monitor) is not None:
-                hint = "its controller is gone: see it to its end with --recover"
+                hint = "its controller is gone: qemu-ring migrate --recover sees it to its end"
             raise UsageError(f"the {self.role} cannot migrate, it is in state {state}", hint=hint)
         if info.blocked_reasons:
             raise QemuUnsuitableError(

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from qemu_ring.dirty import Tracking
-from qemu_ring.errors import DeadlineError, ExitStatus, HostError, QemuRingError, UsageError
+from qemu_ring.errors import DeadlineError, HostError, QemuRingError, UsageError
 from qemu_ring.machine import Machine, QemuBinary, credentials, probe_kvm, probe_qemu
 from qemu_ring.memslot import FlushPolicy
 from qemu_ring.migration.errors import MigrationError
-from qemu_ring.migration.requests import RequestServer, ask
+from qemu_ring.migration.requests import Reply, RequestServer, ask, parse_request
 from qemu_ring.migration.toggling.toggle import Toggled, toggle
 from qemu_ring.migration.toggling.twin import twin_accelerator
 from qemu_ring.qmp import commands
@@ -49,8 +49,8 @@ class ToggleRequest(BaseModel):
     policy: FlushPolicy | None = None
 
 
-class ToggleAnswer(BaseModel):
-    """What came of it; `error` and its exit status, or the rest.
+class ToggleAnswer(Reply):
+    """What came of it.
 
     Args:
         downtime_seconds: see `Toggled`.
@@ -62,9 +62,6 @@ class ToggleAnswer(BaseModel):
         notes: see `Toggled`.
     """
 
-    error: str | None = None
-    hint: str = ""
-    exit_status: int = 0
     downtime_seconds: float | None = None
     seconds: float = 0.0
     pid: int | None = None
@@ -169,16 +166,11 @@ class GuestOwner:
 
     async def _answer(self, line: bytes) -> ToggleAnswer:
         try:
-            request = ToggleRequest.model_validate_json(line)
-        except ValidationError as error:
-            why = f"not a request: {str(error).splitlines()[0]}"
-            return ToggleAnswer(error=why, exit_status=ExitStatus.USAGE)
-        try:
-            return await self.toggle(request)
+            return await self.toggle(parse_request(ToggleRequest, line))
         except QemuRingError as error:
-            return ToggleAnswer(error=error.message, hint=error.hint, exit_status=error.exit_status)
+            return ToggleAnswer.refusal(error)
         except OSError as error:
-            return ToggleAnswer(error=f"it failed: {error}", exit_status=ExitStatus.FAILED)
+            return ToggleAnswer.refusal(QemuRingError(f"it failed: {error}"))
 
 
 async def request_toggle(
@@ -208,12 +200,7 @@ async def request_toggle(
         ) from error
     if not line:
         raise QemuRingError(f"process {owner}, which has the guest, ended or refused to answer")
-    answer = ToggleAnswer.model_validate_json(line)
-    if answer.error is not None:
-        refused = QemuRingError(answer.error, hint=answer.hint)
-        refused.exit_status = ExitStatus(answer.exit_status)
-        raise refused
-    return answer
+    return ToggleAnswer.parse(line)
 
 
 async def _connect(path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int]:

@@ -161,7 +161,7 @@ async def test_killed_while_memory_is_compared(pair: Qemus, kind: str, leave_pau
         ]
         assert states == ["postmigrate", "paused"]
         said = run(pair.source, pair.destination, expect=2)
-        assert "its controller is gone: see it to its end with --recover" in said
+        assert "its controller is gone: qemu-ring migrate --recover" in said
         paused = ["--leave-paused"] if leave_paused else []
         said = run(pair.source, pair.destination, "--recover", *paused)
         where = "does not run" if leave_paused else "runs at the destination"

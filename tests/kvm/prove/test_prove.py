@@ -8,7 +8,7 @@ import pytest
 
 from qemu_ring.dirty import Tracking
 from qemu_ring.errors import ExitStatus, HostError
-from qemu_ring.prove import Control, Progress, ProveOptions, prove
+from qemu_ring.prove import Control, ProveOptions, ProveProgress, prove
 
 RING = Tracking(4096)
 SOME_PAGES = 8 * 4096  # the statistics page and the like, dirty or not by chance
@@ -16,7 +16,7 @@ SOME_PAGES = 8 * 4096  # the statistics page and the like, dirty or not by chanc
 
 @pytest.mark.ring
 async def test_ring_mode_loses_pages_on_an_unpatched_qemu(qemu_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[ProveProgress] = []
     options = ProveOptions(tracking=RING, until_loss=True, seconds=300)
     result = await prove(qemu_path, options, on_progress=seen.append)
     assert result.exit_status is ExitStatus.BAD

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qemu_ring.build import BuildError, BuildOptions, BuiltQemu, Progress, build_qemu
+from qemu_ring.build import BuildError, BuildOptions, BuildProgress, BuiltQemu, build_qemu
 from qemu_ring.errors import QemuRingError, UsageError
 from tests.unit.build.conftest import set_meson
 
@@ -41,7 +41,7 @@ def leftovers(options: BuildOptions) -> list[Path]:
 async def test_tree_is_patched_and_built_and_only_read(options: BuildOptions, tree: Path) -> None:
     (tree / "VERSION").chmod(0o444)
     before = snapshot(tree)
-    stages: list[Progress] = []
+    stages: list[BuildProgress] = []
     built = await build_qemu(options, on_progress=stages.append)
     assert says(built) == "QEMU emulator version 10.0.5, patched\n"
     assert built.path.is_relative_to(cache_of(options) / "builds")
@@ -53,7 +53,7 @@ async def test_tree_is_patched_and_built_and_only_read(options: BuildOptions, tr
     assert "--enable-kvm" in built.manifest.configure
     assert snapshot(tree) == before
     assert leftovers(options) == []
-    assert stages[-2:] == [Progress("compiling", 1, 2), Progress("compiling", 2, 2)]
+    assert stages[-2:] == [BuildProgress("compiling", 1, 2), BuildProgress("compiling", 2, 2)]
 
 
 @pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from qemu_ring.build import BuildOptions, Progress, build_qemu
+from qemu_ring.build import BuildOptions, BuildProgress, build_qemu
 from tests.waiting import DEADLINE, until, wait_until
 
 # As the command line runs it; its patches are the test's.
@@ -97,7 +97,7 @@ async def test_second_build_waits_for_the_first_and_takes_what_it_made(
     monkeypatch.setenv("CONFIGURED", str(tmp_path / "configured"))
     waits = asyncio.Event()
 
-    def note(progress: Progress) -> None:
+    def note(progress: BuildProgress) -> None:
         if progress.stage == "waiting for another build to end":
             waits.set()
 
@@ -151,7 +151,7 @@ async def test_waiting_build_can_be_cancelled(options: BuildOptions, gate: Gate)
     assert (await asyncio.wait_for(first, DEADLINE)).cached is False
 
 
-def _set(event: asyncio.Event, progress: Progress) -> None:
+def _set(event: asyncio.Event, progress: BuildProgress) -> None:
     if progress.stage.startswith("waiting"):
         event.set()
 

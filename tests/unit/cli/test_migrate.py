@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -18,9 +17,7 @@ from qemu_ring.cli.migrate.plan_options import (
     require_two_guests,
 )
 from qemu_ring.errors import UsageError
-from qemu_ring.machine import Machine
 from qemu_ring.migration import Goal, MappedRam, MigrationPlan, Multifd, Postcopy, Tcp
-from qemu_ring.qmp import MigrationInfo
 
 
 def plan(*arguments: str) -> MigrationPlan:
@@ -132,12 +129,3 @@ def test_two_monitors_are_two(tmp_path: Path) -> None:
                 require_two_guests(str(tmp_path / "one"), str(tmp_path / same))
     with pytest.raises(UsageError, match="the same monitor"):
         require_two_guests("host:4444", "host:4444")
-
-
-async def test_source_that_migrates_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def query(_: object) -> MigrationInfo:
-        return MigrationInfo.model_validate({"status": "active"})
-
-    monkeypatch.setattr("qemu_ring.qmp.commands.query_migrate", query)
-    with pytest.raises(UsageError, match="migrates already: active; wait for its end"):
-        await migrate._require_idle(cast("Machine", SimpleNamespace(monitor=None)))

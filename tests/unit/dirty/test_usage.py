@@ -12,9 +12,9 @@ from qemu_ring.cli.main import main
     [
         (["dirty-rate"], ["Missing argument 'SOCKET'"]),
         (["dirty-rate", "/no/monitor", "--mode", "guess"], ["guess", "page-sampling"]),
-        (["dirty-rate", "/no/monitor", "--seconds", "0"], ["0 s", "0.05 to 60"]),
+        (["dirty-rate", "/no/monitor", "--seconds", "0"], ["--seconds 0", "0.05 to 60"]),
         (["dirty-rate", "/no/monitor", "--seconds", "soon"], ["soon"]),
-        (["dirty-rate", "/no/monitor", "--sample-pages", "500"], ["--mode page-sampling"]),
+        (["dirty-rate", "/no/monitor", "--sample-pages", "500"], ["mode page-sampling"]),
         (["limit", "get"], ["Missing argument 'SOCKET'"]),
         (["limit", "get", "/no/monitor", "--vcpu", "1"], ["No such option"]),
         (["limit", "set", "/no/monitor"], ["Missing argument 'RATE'"]),

@@ -127,7 +127,12 @@ def test_the_first_crash_is_a_regression(make: Maker, status: str, did: str) -> 
 
 @pytest.mark.parametrize(
     ("failed", "verdict"),
-    [(0, Verdict.SAME), (1, Verdict.TOO_FEW), (3, Verdict.TOO_FEW), (4, Verdict.WORSE)],
+    [
+        (0, Verdict.SAME),
+        (1, Verdict.TOO_FEW),
+        (3, Verdict.TOO_FEW),
+        (4, Verdict.WORSE),
+    ],
 )
 def test_fewer_that_complete(make: Maker, failed: int, verdict: Verdict) -> None:
     a = make(bitmap=outcomes(1, 10), ring=outcomes(1, 10))

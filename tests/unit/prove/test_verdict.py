@@ -12,7 +12,7 @@ from qemu_ring.dirty import Tracking
 from qemu_ring.errors import ExitStatus
 from qemu_ring.machine import Host, KvmCapabilities, QemuBinary
 from qemu_ring.memslot import FlushInfo, FlushPolicy, FlushStatistics
-from qemu_ring.prove import Control, ProveOptions, ProveResult, ReAdd, Round, Verdict
+from qemu_ring.prove import Control, ProveOptions, ProveResult, ProveVerdict, ReAdd, Round
 from qemu_ring.verify import StalePage
 
 MIB = 1 << 20
@@ -48,14 +48,14 @@ def made(
 
 
 def words(result: ProveResult) -> str:
-    verdict = Verdict.of(result)
+    verdict = ProveVerdict.of(result)
     return "\n".join([verdict.headline, *verdict.meaning, *verdict.pages])
 
 
 def test_stale() -> None:
     result = made(20)
     assert result.exit_status is ExitStatus.BAD
-    verdict = Verdict.of(result)
+    verdict = ProveVerdict.of(result)
     assert "LOSES dirty bits" in verdict.headline
     assert "20 stale pages after 100 memory slot removals in 2 migrations" in verdict.headline
     assert "One page was lost in 5.0 removals" in words(result)
@@ -71,7 +71,7 @@ def test_rates_are_told_as_one_would_say_them() -> None:
 
 def test_one_stale_page_is_not_pages() -> None:
     assert ": 1 stale page after" in words(made(1))
-    assert "and " not in Verdict.of(made(1)).pages[-1]
+    assert "and " not in ProveVerdict.of(made(1)).pages[-1]
 
 
 def test_clean_does_not_claim_too_much() -> None:
@@ -79,7 +79,7 @@ def test_clean_does_not_claim_too_much() -> None:
     assert result.exit_status is ExitStatus.GOOD
     assert "lost no dirty bit here" in words(result)
     assert "not that nothing can be" in words(result)
-    assert Verdict.of(result).pages == ()
+    assert ProveVerdict.of(result).pages == ()
 
 
 def test_re_added_slots_that_start_dirty_are_named_as_the_reason() -> None:

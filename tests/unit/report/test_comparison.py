@@ -7,7 +7,7 @@ import pytest
 
 from qemu_ring.experiment import Results, compare_results
 from qemu_ring.report.comparison import (
-    Comparison,
+    ComparedResults,
     change_plot,
     compare_answer,
     compare_experiments,
@@ -32,7 +32,7 @@ def scaled(factor: float) -> Change:
     return change
 
 
-def compared(first: Results, second: Results) -> Comparison:
+def compared(first: Results, second: Results) -> ComparedResults:
     found = compare_experiments(first, second, (summarise(first), summarise(second)))
     assert found is not None
     return found
