@@ -13,7 +13,7 @@ from qemu_ring.errors import DeadlineError, UsageError
 from qemu_ring.machine import Leftovers, Machine, new_folder_name
 from qemu_ring.machine.sockets import listens
 from qemu_ring.migration.channels.channel import Unix
-from qemu_ring.migration.engine.destination import Arrival
+from qemu_ring.migration.engine.destination import Receiver
 from qemu_ring.migration.engine.settings import destination_settings
 from qemu_ring.migration.engine.side import Side
 from qemu_ring.migration.migration import Migration
@@ -84,8 +84,8 @@ class CprTransferMigration(Migration):
         side = Side("destination", destination.monitor)
         self._stack.push_async_callback(side.restore)
         await side.set(destination_settings(self.plan))
-        self._arrival = self._stack.enter_context(Arrival(destination))
-        await self._arrival.expect(f"unix:{folder / 'main'}", paused=self.plan.leave_paused)
+        self._receiver = self._stack.enter_context(Receiver(destination))
+        await self._receiver.expect(f"unix:{folder / 'main'}", paused=self.plan.leave_paused)
 
     async def _close_unused(self) -> None:
         destination = self.destination

@@ -17,15 +17,15 @@ from qemu_ring.migration.blocks import opened_blocks, require_comparable
 from qemu_ring.migration.channels.channel import Channel, Connection
 from qemu_ring.migration.comparison import Difference
 from qemu_ring.migration.downtime import GuestDowntime
-from qemu_ring.migration.engine.completion import Ending
+from qemu_ring.migration.engine.completion import Completion
 from qemu_ring.migration.engine.convergence import Convergence
-from qemu_ring.migration.engine.destination import Arrival
+from qemu_ring.migration.engine.destination import Receiver
 from qemu_ring.migration.engine.live import LiveSettings
 from qemu_ring.migration.engine.outcome import find_outcome, is_in_postcopy
 from qemu_ring.migration.engine.recovery import lost_channel, reconnect
 from qemu_ring.migration.engine.setup import set_up
 from qemu_ring.migration.engine.side import Side
-from qemu_ring.migration.engine.source import Watch
+from qemu_ring.migration.engine.source import SourceWatch
 from qemu_ring.migration.engine.steering import Steering
 from qemu_ring.migration.engine.throttling import find_throttle
 from qemu_ring.migration.errors import MigrationCancelledError, MigrationError, MigrationOutcome
@@ -126,10 +126,10 @@ class Migration:
         self._connection: Connection | None = None
         self._was_kept = False
         self._was_cut_off = False
-        self._watch: Watch
-        self._ending: Ending
+        self._watch: SourceWatch
+        self._completion: Completion
         self._live: LiveSettings
-        self._arrival: Arrival | None = None
+        self._receiver: Receiver | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -214,7 +214,7 @@ class Migration:
         """To change the migration under way, pause it, or have it switch over; once it began."""
         return self._live
 
-    # Ending it
+    # Completion it
 
     async def complete(self, *, timeout: float | None = None) -> MigrationResult:
         """Wait until the destination has all; verify; let the guest go on.
@@ -302,9 +302,9 @@ class Migration:
             UsageError: the plan does not go with this channel.
             DeadlineError: the sides did not meet in time.
         """
-        if not self._watch.is_paused or self._arrival is None:
+        if not self._watch.is_paused or self._receiver is None:
             raise await self._error(f"there is nothing to recover, it is {self.status}")
-        watch, destination = self._watch, self._arrival.machine
+        watch, destination = self._watch, self._receiver.machine
         plan = self.plan if channel is None else replace(self.plan, channel=channel)
         connection = plan.channel.connect(self.source.monitor, destination.monitor)
         self._stack.callback(connection.close, completed=False)
@@ -399,13 +399,13 @@ class Migration:
         self._stack.push_async_callback(connection.abandon)
         await self._start_watch()
         if self.destination is not None:
-            self._arrival = self._stack.enter_context(Arrival(self.destination))
-            self._ending.arrival = self._arrival
-            await self._arrival.expect(
-                await connection.listen(), paused=self.plan.leave_paused or self._ending.is_held
+            self._receiver = self._stack.enter_context(Receiver(self.destination))
+            self._completion.receiver = self._receiver
+            await self._receiver.expect(
+                await connection.listen(), paused=self.plan.leave_paused or self._completion.is_held
             )
-            self._stack.push_async_callback(self._ending.let_go)
-            await self._stack.enter_async_context(self._ending.following())
+            self._stack.push_async_callback(self._completion.let_go)
+            await self._stack.enter_async_context(self._completion.following())
         uri = await connection.reach()
         if self._guest_downtime is not None:
             await self._stack.enter_async_context(self._guest_downtime)
@@ -413,7 +413,7 @@ class Migration:
         await commands.migrate(self.source.monitor, uri)
 
     async def _start_watch(self) -> None:
-        self._watch = Watch(
+        self._watch = SourceWatch(
             self.source,
             self.plan,
             self._sample_seconds,
@@ -424,7 +424,7 @@ class Migration:
         )
         convergence = None if self._steering is None else self._steering.convergence
         self._live = LiveSettings(self._source_side, self._watch, convergence)
-        self._ending = Ending(
+        self._completion = Completion(
             self.source, self._watch, self.plan, self._blocks, self._guest_downtime
         )
         await self._stack.enter_async_context(self._watch)
@@ -489,11 +489,11 @@ class Migration:
             except QmpError as error:
                 raise await self._error(f"it did not switch over: {error}") from error
             await watch.until(lambda: watch.over or watch.is_paused)
-        self._ending.arrival = self._arrival
+        self._completion.receiver = self._receiver
         if watch.failure is not None or not watch.completed:
-            raise await self._ending.why_not_completed(self._connection)
+            raise await self._completion.why_not_completed(self._connection)
         await self._finish_connection()
-        return await self._ending.conclude()
+        return await self._completion.conclude()
 
     @property
     def _is_unsaved(self) -> bool:

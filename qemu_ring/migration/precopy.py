@@ -11,7 +11,7 @@ from types import TracebackType
 
 from qemu_ring.machine import Machine
 from qemu_ring.migration.channels.channel import Fd
-from qemu_ring.migration.engine.destination import Arrival
+from qemu_ring.migration.engine.destination import Receiver
 from qemu_ring.migration.engine.outcome import stays_when_it_fails
 from qemu_ring.migration.engine.side import Side
 from qemu_ring.migration.errors import EndedEarlyError, MigrationError
@@ -73,7 +73,7 @@ class HeldPrecopy:
 
     async def __aenter__(self) -> HeldPrecopy:
         self._passes = self._stack.enter_context(self._source.events("MIGRATION", "MIGRATION_PASS"))
-        self._arrival = self._stack.enter_context(Arrival(self._arrives_at))
+        self._receiver = self._stack.enter_context(Receiver(self._arrives_at))
         for side in self._sides:
             self._stack.push_async_callback(side.restore)
         self._stack.push_async_callback(self._give_up)
@@ -149,7 +149,7 @@ class HeldPrecopy:
         # harvest before all is sent that was known to be dirty.
         await commands.set_parameters(self._source, max_bandwidth=_UNLIMITED)
         await self._wait(_completed, timeout)
-        await self._complete_arrival(timeout)
+        await self._complete_destination(timeout)
         return await commands.query_migrate(self._source)
 
     async def _give_up(self) -> None:
@@ -184,21 +184,21 @@ class HeldPrecopy:
         """
         info = await commands.query_migrate(self._source)
         if info.status is MigrationStatus.COMPLETED:
-            await self._complete_arrival(timeout)
+            await self._complete_destination(timeout)
             return EndedEarlyError(
                 "the migration completed while it should be held open: the guest dirtied too little"
             )
         reason = info.error_desc or "the source's QEMU gives no reason"
         if info.status is MigrationStatus.FAILED:
-            reason += await self._arrival.reason()
+            reason += await self._receiver.reason()
         return MigrationError(f"the migration is {info.status}: {reason}")
 
-    async def _complete_arrival(self, timeout: float | None) -> None:
+    async def _complete_destination(self, timeout: float | None) -> None:
         """See that the destination has it all, when the source has sent it."""
         try:
-            await self._arrival.complete(timeout=timeout)
+            await self._receiver.complete(timeout=timeout)
         except MigrationError as error:
-            raise MigrationError(await self._arrival.failure(error)) from error
+            raise MigrationError(await self._receiver.failure(error)) from error
 
 
 def _completed(event: Event) -> bool:

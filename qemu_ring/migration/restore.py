@@ -8,7 +8,7 @@ from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import DeadlineError, QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.machine import Machine
 from qemu_ring.migration.channels.channel import Connection
-from qemu_ring.migration.engine.destination import Arrival
+from qemu_ring.migration.engine.destination import Receiver
 from qemu_ring.migration.engine.settings import destination_settings
 from qemu_ring.migration.engine.side import Side, require_support
 from qemu_ring.migration.errors import MigrationError
@@ -52,24 +52,24 @@ async def restore(
         connection = plan.channel.connect(None, destination.monitor)
         stack.callback(connection.close, completed=False)
         stack.push_async_callback(connection.abandon)
-        arrival = stack.enter_context(Arrival(destination))
+        receiver = stack.enter_context(Receiver(destination))
         uri = await _listen(connection, plan.channel.words, timeout)
         try:
-            await arrival.expect(uri, paused=plan.leave_paused, has_source=False)
+            await receiver.expect(uri, paused=plan.leave_paused, has_source=False)
         except CommandError as error:
             raise QemuUnsuitableError(
                 f"the destination refuses it: {error.description}",
                 hint="restore with the plan that it was saved with",
             ) from error
         try:
-            await arrival.complete(timeout=timeout)
+            await receiver.complete(timeout=timeout)
         except MigrationError as error:
             said = f"{error}{await connection.reason()}"
             raise MigrationError(f"{plan.channel.words} was not restored: {said}") from error
         except QemuRingError as error:
             if destination.monitor.connected:  # a passed deadline stays what it is
                 raise
-            said = f"{await arrival.failure(error)}{await connection.reason()}"
+            said = f"{await receiver.failure(error)}{await connection.reason()}"
             raise MigrationError(f"{plan.channel.words} was not restored: {said}") from error
         await connection.finish()
     return time.monotonic() - started

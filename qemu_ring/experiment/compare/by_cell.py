@@ -16,7 +16,7 @@ from qemu_ring.experiment.compare.matching import Matched, match_cells
 from qemu_ring.experiment.compare.verdicts import (
     METRICS,
     CellComparison,
-    Completion,
+    CompletedRuns,
     Criteria,
     MetricDifference,
     ResultsComparison,
@@ -153,7 +153,7 @@ def _judged(pairs: Sequence[_Pair], criteria: Criteria) -> list[CellComparison]:
     ]
 
 
-def _completion(pair: _Pair) -> tuple[Completion, significance.Tested]:
+def _completion(pair: _Pair) -> tuple[CompletedRuns, significance.Tested]:
     runs_a, runs_b = (sum(one.values()) for one in pair.statuses(warm_up=False))
     done_a, done_b = (
         sum(one.get(status.value, 0) for status in Status if status.is_completed)
@@ -162,7 +162,7 @@ def _completion(pair: _Pair) -> tuple[Completion, significance.Tested]:
     return significance.completion((runs_a, runs_b), (done_a, done_b))
 
 
-def _by_survivors(one: MetricDifference, completion: Completion) -> MetricDifference:
+def _by_survivors(one: MetricDifference, completion: CompletedRuns) -> MetricDifference:
     if one.verdict is Verdict.BETTER and completion.fell:
         return replace(one, verdict=Verdict.INCOMPARABLE)
     return one
@@ -273,7 +273,7 @@ def _too_few(cells: Sequence[CellComparison]) -> Iterator[str]:
         )
 
 
-def _more(found: Sequence[MetricDifference | Completion]) -> str:
+def _more(found: Sequence[MetricDifference | CompletedRuns]) -> str:
     needed = max((one.runs_needed or 0 for one in found), default=0)
     return f": {needed} completed repeats of each would tell" if needed else ""
 

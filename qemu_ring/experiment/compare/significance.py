@@ -16,7 +16,7 @@ from typing import Literal
 
 from qemu_ring import statistics
 from qemu_ring.experiment.compare.verdicts import (
-    Completion,
+    CompletedRuns,
     Criteria,
     MetricDifference,
     Verdict,
@@ -65,13 +65,13 @@ def difference(
     return found, tested
 
 
-def completion(runs: tuple[int, int], completed: tuple[int, int]) -> tuple[Completion, Tested]:
+def completion(runs: tuple[int, int], completed: tuple[int, int]) -> tuple[CompletedRuns, Tested]:
     """Compare how many runs of one cell completed."""
     failed = sum(runs) - sum(completed)
     most = min(failed, runs[1])  # of all that failed, in B
     least_p = statistics.fewer_completed(runs, (runs[0] - (failed - most), runs[1] - most))
     p = statistics.fewer_completed(runs, completed)
-    return Completion(runs=runs, completed=completed, p=p), Tested(p, least_p, least_p)
+    return CompletedRuns(runs=runs, completed=completed, p=p), Tested(p, least_p, least_p)
 
 
 def judge_differences(
@@ -93,8 +93,8 @@ def judge_differences(
 
 
 def judge_completions(
-    found: Sequence[tuple[Completion, Tested]], criteria: Criteria
-) -> list[Completion]:
+    found: Sequence[tuple[CompletedRuns, Tested]], criteria: Criteria
+) -> list[CompletedRuns]:
     """Judge how many completed, of all cells together; only that it fell is asked."""
     of = [tested for _, tested in found]
     corrected = _corrected(of, criteria)

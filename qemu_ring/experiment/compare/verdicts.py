@@ -13,7 +13,7 @@ from qemu_ring.experiment.errors import UndecidedError
 __all__ = [
     "METRICS",
     "CellComparison",
-    "Completion",
+    "CompletedRuns",
     "Criteria",
     "MetricDifference",
     "ResultsComparison",
@@ -110,7 +110,7 @@ class MetricDifference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+class CompletedRuns:
     """How many runs of one cell completed.
 
     Args:
@@ -154,12 +154,12 @@ class CellComparison:
     ids: tuple[str, str]
     statuses: tuple[dict[str, int], dict[str, int]]
     warm_up_statuses: tuple[dict[str, int], dict[str, int]]
-    completion: Completion
+    completion: CompletedRuns
     differences: tuple[MetricDifference, ...]
     regressions: tuple[str, ...]
 
     @property
-    def judged(self) -> Iterator[Completion | MetricDifference]:
+    def judged(self) -> Iterator[CompletedRuns | MetricDifference]:
         """All that has a verdict."""
         yield self.completion
         yield from self.differences

@@ -9,11 +9,11 @@ from typing import Any
 from qemu_ring.guest.linux import read_reports
 from qemu_ring.guestfile import RunningGuest
 
-__all__ = ["Written"]
+__all__ = ["GuestWrites"]
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class GuestWrites:
     """Pages written since a guest's start, repeats counted.
 
     Args:
@@ -27,7 +27,7 @@ class Written:
     by_region: dict[str, int] | None = None
 
     @classmethod
-    def of(cls, guest: RunningGuest) -> Written | None:
+    def of(cls, guest: RunningGuest) -> GuestWrites | None:
         """What a guest tells now; None for one that tells nothing."""
         if guest.control is not None:
             vcpus = guest.control.statistics().vcpus
@@ -39,7 +39,7 @@ class Written:
         reports = read_reports(guest.machine.text("serial"))
         return cls(reports[-1].writes) if reports else None
 
-    def since(self, before: Written) -> dict[str, Any]:
+    def since(self, before: GuestWrites) -> dict[str, Any]:
         """For a run's record: what it has written since it told `before`."""
         found: dict[str, Any] = {"pages_written": self.pages - before.pages}
         if self.by_vcpu is not None and before.by_vcpu is not None:

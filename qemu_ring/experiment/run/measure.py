@@ -25,7 +25,7 @@ from qemu_ring.experiment.run.draft import (
     sample_record,
     stale_record,
 )
-from qemu_ring.experiment.run.guest_writes import Written
+from qemu_ring.experiment.run.guest_writes import GuestWrites
 from qemu_ring.experiment.run.provenance import command_lines, images, provenance
 from qemu_ring.experiment.run.removals import Removals
 from qemu_ring.guest import Pattern
@@ -128,7 +128,7 @@ class Measurement:
 
     async def _migrate(self, source: RunningGuest, destination: RunningGuest) -> MigrationResult:
         blocks = source.memory_with(destination)
-        before, self._started = Written.of(source), time.monotonic()
+        before, self._started = GuestWrites.of(source), time.monotonic()
         removals, seconds = self._removals(source), math.inf
         migration = Migration(
             source.machine,
@@ -157,7 +157,7 @@ class Measurement:
             self._note_goal(migration.goal_outcome)
             raise
         finally:
-            after = Written.of(source)
+            after = GuestWrites.of(source)
             if after is not None and before is not None:
                 self.record |= after.since(before)
             if removals is not None:

@@ -13,7 +13,7 @@ from typing import ClassVar
 from qemu_ring.errors import QemuUnsuitableError, UsageError
 from qemu_ring.machine import Leftovers
 from qemu_ring.migration.channels.fdset import PassedFiles, open_file
-from qemu_ring.migration.channels.passed_fds import GivenFds
+from qemu_ring.migration.channels.passed_fds import PassedFds
 from qemu_ring.migration.channels.shared_folder import LONGEST_SOCKET_PATH, SharedFolder
 from qemu_ring.migration.errors import MigrationError
 from qemu_ring.qmp import Monitor, commands
@@ -308,7 +308,7 @@ class _FdConnection(Connection):
     def __init__(self, source: Monitor | None, destination: Monitor | None) -> None:
         super().__init__(source, destination)
         self._ours, self._theirs = socket.socketpair()
-        self._given = GivenFds()
+        self._given = PassedFds()
 
     async def listen(self) -> str:
         # Both at once: if one side takes none, the other is not to have begun.
@@ -398,7 +398,7 @@ class _FileConnection(Connection):
         self._path = path.absolute()
         self._partial: Path | None = None
         self._leftovers: Leftovers | None = None
-        self._given = GivenFds(instead="")
+        self._given = PassedFds(instead="")
         self._files = PassedFiles()
         if self._path.is_dir():
             raise UsageError(f"{self._path} is a directory", hint="name a file")

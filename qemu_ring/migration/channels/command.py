@@ -14,7 +14,7 @@ from qemu_ring.errors import UsageError
 from qemu_ring.machine.machine import last_lines
 from qemu_ring.machine.process import ChildProcess
 from qemu_ring.migration.channels.channel import STREAM_MAGIC, Channel, Connection
-from qemu_ring.migration.channels.passed_fds import GivenFds
+from qemu_ring.migration.channels.passed_fds import PassedFds
 from qemu_ring.migration.errors import MigrationError
 from qemu_ring.qmp import Monitor
 
@@ -74,7 +74,7 @@ class _CommandConnection(Connection):
     def __init__(self, command: str, source: Monitor | None, destination: Monitor | None) -> None:
         super().__init__(source, destination)
         self._command = command
-        self._given = GivenFds(instead="")
+        self._given = PassedFds(instead="")
         for monitor in (source, destination):
             if monitor is not None:
                 self._given.require_taken(monitor)

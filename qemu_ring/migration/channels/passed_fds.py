@@ -13,12 +13,12 @@ from qemu_ring.qmp import (
     QmpError,
 )
 
-__all__ = ["GivenFds", "take_back_fds"]
+__all__ = ["PassedFds", "take_back_fds"]
 
 _FD_NAME = "qemu-ring-migration"
 
 
-class GivenFds:
+class PassedFds:
     """Descriptors that QEMUs were given under a name of ours, and have not come to use yet.
 
     Args:

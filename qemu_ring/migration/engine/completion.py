@@ -12,10 +12,10 @@ from qemu_ring.errors import QemuRingError
 from qemu_ring.machine import Life, Machine
 from qemu_ring.migration.channels.channel import Connection
 from qemu_ring.migration.downtime import Downtime, GuestDowntime
-from qemu_ring.migration.engine.destination import Arrival
+from qemu_ring.migration.engine.destination import Receiver
 from qemu_ring.migration.engine.outcome import find_outcome, is_in_postcopy
 from qemu_ring.migration.engine.recovery import lost_channel
-from qemu_ring.migration.engine.source import Watch
+from qemu_ring.migration.engine.source import SourceWatch
 from qemu_ring.migration.errors import (
     GuestAt,
     MigrationAbortedError,
@@ -28,10 +28,10 @@ from qemu_ring.qmp import DisconnectedError, MigrationStatus, QmpError, commands
 from qemu_ring.tasks import stopped, to_the_end
 from qemu_ring.verify import Block, Comparison, compare
 
-__all__ = ["Ending"]
+__all__ = ["Completion"]
 
 
-class Ending:
+class Completion:
     """Sees to it that a guest that is held goes on, whatever becomes of its verification.
 
     Args:
@@ -42,18 +42,18 @@ class Ending:
         guest_downtime: waited for, if there is one.
 
     Attributes:
-        arrival: the destination's; None while there is none.
+        receiver: the destination's; None while there is none.
     """
 
     def __init__(
         self,
         source: Machine,
-        watch: Watch,
+        watch: SourceWatch,
         plan: MigrationPlan,
         blocks: Sequence[Block],
         guest_downtime: GuestDowntime | None,
     ) -> None:
-        self.arrival: Arrival | None = None
+        self.receiver: Receiver | None = None
         self._source = source
         self._watch = watch
         self._plan = plan
@@ -73,8 +73,8 @@ class Ending:
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
         """Let a guest go on as soon as it is at a destination that does not do so by itself."""
-        assert self.arrival is not None
-        if self.is_held or not self._is_to_go_on or self.arrival.runs_by_itself:
+        assert self.receiver is not None
+        if self.is_held or not self._is_to_go_on or self.receiver.runs_by_itself:
             yield
             return
         task = asyncio.create_task(self._follow(), name="guest's resumption")
@@ -91,22 +91,22 @@ class Ending:
         Raises:
             MigrationError: the destination failed, or memory could not be compared.
         """
-        watch, arrival = self._watch, self.arrival
+        watch, receiver = self._watch, self.receiver
         arrived = watch.ended_at
-        if arrival is not None:
+        if receiver is not None:
             try:
-                await arrival.complete()
+                await receiver.complete()
             except QemuRingError as error:
-                raise await self._error(await arrival.failure(error)) from error
-            at = arrival.arrived_at
+                raise await self._error(await receiver.failure(error)) from error
+            at = receiver.arrived_at
             arrived = time.monotonic() if at is None else at.event.arrived
             await self._verify()
             try:
                 await to_the_end(self._go_on())
                 if self._was_resumed:
-                    await arrival.resumed()
+                    await receiver.resumed()
             except QemuRingError as error:
-                raise await self._error(await arrival.failure(error)) from error
+                raise await self._error(await receiver.failure(error)) from error
         with suppress(QmpError):  # the guest has moved: its former QEMU may go
             await watch.refresh()
         seconds = max(arrived, watch.ended_at) - watch.started_at
@@ -157,8 +157,8 @@ class Ending:
         with suppress(QmpError):
             await watch.refresh()  # QEMU may have noted the reason after it told of the failure
         reason = watch.info.error_desc or "the source's QEMU gives no reason"
-        if self.arrival is not None:
-            reason += await self.arrival.reason()
+        if self.receiver is not None:
+            reason += await self.receiver.reason()
         if connection is not None:
             reason += await connection.reason()
         hint = ""
@@ -170,8 +170,8 @@ class Ending:
         """Let a guest that is held go on, if it has moved; for a migration that is left."""
         if self._has_nothing_to_do():
             return
-        assert self.arrival is not None
-        sends, receives = [await _migration(one) for one in (self._source, self.arrival.machine)]
+        assert self.receiver is not None
+        sends, receives = [await _migration(one) for one in (self._source, self.receiver.machine)]
         has_moved = MigrationStatus.COMPLETED in (sends, receives) or is_in_postcopy(sends)
         if has_moved and receives is not None and receives is not MigrationStatus.FAILED:
             with suppress(QemuRingError):  # it is gone, and with it the guest
@@ -179,7 +179,7 @@ class Ending:
 
     @property
     def _destination(self) -> Machine | None:
-        return None if self.arrival is None else self.arrival.machine
+        return None if self.receiver is None else self.receiver.machine
 
     async def _verify(self) -> None:
         if not self._blocks or self._comparison is not None:
@@ -200,7 +200,7 @@ class Ending:
 
     def _has_nothing_to_do(self) -> bool:
         """Whether the guest is where it is to be, or will be without our help."""
-        if self.arrival is not None and self.arrival.runs_by_itself:
+        if self.receiver is not None and self.receiver.runs_by_itself:
             return True
         return not self._is_to_go_on
 
@@ -218,18 +218,22 @@ class Ending:
                 except QmpError as error:  # the destination has its disks, or it is gone
                     self._problem = error.message
             elif self._watch.was_running and where is GuestAt.DESTINATION:
-                assert self.arrival is not None
-                await self.arrival.resume()
+                assert self.receiver is not None
+                await self.receiver.resume()
                 self._was_resumed = True
             self._is_to_go_on = False
 
     async def _downtime(self) -> Downtime:
-        stopped, arrival, reported = self._watch.stopped_at, self.arrival, self._watch.info
+        stopped, receiver, reported = (
+            self._watch.stopped_at,
+            self.receiver,
+            self._watch.info,
+        )
         seconds = switchover = guest = unsure = None
-        if stopped is not None and arrival is not None:
-            if arrival.resumed_at is not None:
-                seconds, unsure = stopped.until(arrival.resumed_at)
-            if (ready := arrival.ready_at) is not None:
+        if stopped is not None and receiver is not None:
+            if receiver.resumed_at is not None:
+                seconds, unsure = stopped.until(receiver.resumed_at)
+            if (ready := receiver.ready_at) is not None:
                 switchover, unsure = stopped.until(ready)
         if self._guest_downtime is not None and seconds is not None:
             guest = await self._guest_downtime.wait()

@@ -25,7 +25,7 @@ from qemu_ring.qmp import (
     commands,
 )
 
-__all__ = ["Arrival"]
+__all__ = ["Receiver"]
 
 _EVENT_SECONDS = 60.0
 _POLL_SECONDS = 0.002
@@ -33,7 +33,7 @@ _EVENTS = ("MIGRATION", "RESUME")
 _WAITING = "inmigrate"
 
 
-class Arrival:
+class Receiver:
     """A destination that waits for its guest; a context manager, within which no event is missed.
 
     Attributes:
@@ -53,7 +53,7 @@ class Arrival:
         self._events = machine.monitor.events(*_EVENTS)
         self._status = MigrationStatus.NONE
 
-    def __enter__(self) -> Arrival:
+    def __enter__(self) -> Receiver:
         self._events.__enter__()
         self._words = LastWords(self.machine.monitor)
         return self

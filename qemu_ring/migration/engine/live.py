@@ -7,7 +7,7 @@ import time
 from qemu_ring.errors import UsageError
 from qemu_ring.migration.engine.convergence import Convergence
 from qemu_ring.migration.engine.side import Side
-from qemu_ring.migration.engine.source import Watch
+from qemu_ring.migration.engine.source import SourceWatch
 from qemu_ring.migration.values import milliseconds, require_bandwidth, require_downtime
 from qemu_ring.qmp import commands
 
@@ -34,7 +34,7 @@ class LiveSettings:
     def __init__(
         self,
         source: Side,
-        watch: Watch,
+        watch: SourceWatch,
         convergence: Convergence | None = None,
     ) -> None:
         self._source = source

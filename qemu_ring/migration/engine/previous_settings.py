@@ -19,7 +19,7 @@ from qemu_ring.migration.channels.fdset import remove_left_files
 from qemu_ring.migration.channels.passed_fds import take_back_fds
 from qemu_ring.qmp import CommandError, Monitor, commands
 
-__all__ = ["TLS_ID", "Controller", "Former", "set_capabilities", "set_parameters"]
+__all__ = ["TLS_ID", "Controller", "PreviousSettings", "set_capabilities", "set_parameters"]
 
 TLS_ID = "qemu-ring-tls"
 """The object that holds the certificates of a migration."""
@@ -55,7 +55,7 @@ class Controller:
 
 
 @dataclass(frozen=True, slots=True)
-class Former:
+class PreviousSettings:
     """What was set in a QEMU for migration before a controller came.
 
     Args:
@@ -71,7 +71,7 @@ class Former:
     running: bool = True
 
     @classmethod
-    async def left(cls, monitor: Monitor) -> Former | None:
+    async def left(cls, monitor: Monitor) -> PreviousSettings | None:
         """What a controller that did not come to put it back has noted; None as a rule."""
         with suppress(CommandError):
             note = await commands.qom_get(monitor, f"/objects/{_NOTE_ID}", "data")

@@ -11,7 +11,7 @@ from qemu_ring.errors import DeadlineError, UsageError
 from qemu_ring.machine import Machine
 from qemu_ring.migration.channels.channel import Channel, Connection, Unix
 from qemu_ring.migration.engine.outcome import find_outcome, is_in_postcopy
-from qemu_ring.migration.engine.previous_settings import Former
+from qemu_ring.migration.engine.previous_settings import PreviousSettings
 from qemu_ring.migration.errors import MigrationError, MigrationOutcome, PostcopyPausedError
 from qemu_ring.qmp import (
     CommandError,
@@ -133,17 +133,17 @@ async def _recover(
         connection.close(completed=False)
 
 
-async def _left(sides: tuple[Machine, Machine]) -> list[Former | None]:
+async def _left(sides: tuple[Machine, Machine]) -> list[PreviousSettings | None]:
     """What the controller that is gone has noted; nothing of a side that does not answer.
 
     Raises:
         UsageError: it is not gone.
     """
-    left: list[Former | None] = []
+    left: list[PreviousSettings | None] = []
     for machine, role in zip(sides, ("source", "destination"), strict=True):
         former = None
         with suppress(CommandTimeoutError):
-            former = await Former.left(machine.monitor)
+            former = await PreviousSettings.left(machine.monitor)
         if former is not None:
             former.require_left(f"the {role}")
         left.append(former)

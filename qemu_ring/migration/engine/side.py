@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from qemu_ring.errors import QemuUnsuitableError, UsageError
-from qemu_ring.migration.engine.previous_settings import TLS_ID, Former
+from qemu_ring.migration.engine.previous_settings import TLS_ID, PreviousSettings
 from qemu_ring.migration.engine.settings import (
     MANAGED_CAPABILITIES,
     Settings,
@@ -62,7 +62,7 @@ class Side:
             )
         if state in ("inmigrate", "postmigrate"):
             hint = "name the running guest first, then the one that waits"
-            if await Former.left(self.monitor) is not None:
+            if await PreviousSettings.left(self.monitor) is not None:
                 hint = "its controller is gone: qemu-ring migrate --recover sees it to its end"
             raise UsageError(f"the {self.role} cannot migrate, it is in state {state}", hint=hint)
         if info.blocked_reasons:
@@ -171,12 +171,12 @@ class Side:
         """Note what is set, before the first change; what a controller left that is gone goes."""
         if self._is_noted:
             return
-        left = await Former.left(self.monitor)
+        left = await PreviousSettings.left(self.monitor)
         if left is not None:
             left.require_left(f"the {self.role}")
             await left.put_back(self.monitor)
         self._is_noted = True  # before it is sent: when cancelled, it may be there all the same
-        await Former.note(self.monitor)
+        await PreviousSettings.note(self.monitor)
 
     async def restore(self) -> None:
         """Set everything back, as far as QEMU takes it; one that is gone needs nothing.
@@ -198,7 +198,7 @@ class Side:
             with suppress(CommandError):
                 if self._has_tls:
                     await commands.object_del(self.monitor, TLS_ID)
-            await Former.forget(self.monitor)
+            await PreviousSettings.forget(self.monitor)
         self._is_noted = False
         self._parameters, self._capabilities, self._has_tls = {}, {}, False
 

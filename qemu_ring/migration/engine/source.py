@@ -29,7 +29,7 @@ from qemu_ring.qmp import (
 )
 from qemu_ring.tasks import stopped
 
-__all__ = ["Watch"]
+__all__ = ["SourceWatch"]
 
 _SWITCH_SECONDS = 5.0
 """Until postcopy has switched over when told to, unless its channel is stuck."""
@@ -41,7 +41,7 @@ _SWITCHOVER_STATES = {"finish-migrate", "postmigrate", "colo"}
 """Run states of a guest that its migration stopped, and nobody else."""
 
 
-class Watch:
+class SourceWatch:
     """Follows one migration from before its start; an async context manager.
 
     Attributes:
@@ -109,7 +109,7 @@ class Watch:
         self.suspended = False
         self._suspended_seconds = 0.0
 
-    async def __aenter__(self) -> Watch:
+    async def __aenter__(self) -> SourceWatch:
         self.was_running = (await commands.query_status(self._source)).running
         self._events.__enter__()
         self._task = asyncio.create_task(self._run(), name="migration watch")

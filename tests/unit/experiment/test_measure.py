@@ -14,7 +14,7 @@ import pytest
 from qemu_ring.errors import QemuRingError
 from qemu_ring.experiment import ExperimentPlan
 from qemu_ring.experiment.run import measure as module
-from qemu_ring.experiment.run.guest_writes import Written
+from qemu_ring.experiment.run.guest_writes import GuestWrites
 from qemu_ring.experiment.run.measure import Measurement
 from qemu_ring.experiment.run.provenance import images
 from qemu_ring.guestfile import GuestDescription, parse_guest, start_guests
@@ -56,14 +56,14 @@ async def test_an_unexpected_error_leaves_what_was_measured(
 
 
 def test_what_was_written() -> None:
-    before = Written(30, (10, 20), {"heap": 10, "quiet": 20})
-    after = Written(100, (70, 30), {"heap": 69, "quiet": 31})
+    before = GuestWrites(30, (10, 20), {"heap": 10, "quiet": 20})
+    after = GuestWrites(100, (70, 30), {"heap": 69, "quiet": 31})
     assert after.since(before) == {
         "pages_written": 70,
         "pages_written_by_vcpu": [60, 10],
         "pages_written_by_region": {"heap": 59, "quiet": 11},
     }
-    assert Written(3).since(Written(1)) == {"pages_written": 2}
+    assert GuestWrites(3).since(GuestWrites(1)) == {"pages_written": 2}
 
 
 def test_what_a_guest_was_booted_from(tmp_path: Path) -> None:
