@@ -30,6 +30,7 @@ from qemu_ring.migration.engine.previous_settings import set_capabilities, set_p
 from qemu_ring.migration.engine.settings import MANAGED_CAPABILITIES
 from qemu_ring.migration.errors import MigrationError
 from qemu_ring.migration.toggling.alike import require_alike, require_no_harm
+from qemu_ring.migration.toggling.drives import activate
 from qemu_ring.migration.toggling.plugged import with_plugged
 from qemu_ring.migration.toggling.shared_memory import (
     FileId,
@@ -59,8 +60,9 @@ _CAPABILITIES = dict.fromkeys(MANAGED_CAPABILITIES, False) | {
     "return-path": True,  # the original hears of a twin that could not load what it was sent
     _IGNORE_SHARED: True,
 }
-_TWIN_CAPABILITIES = _CAPABILITIES | {"late-block-activate": True}
-"""The original has its disks until the guest runs."""
+_LATE_ACTIVATE = "late-block-activate"
+"""The original has its disks until the guest runs. A twin that is paused needs them, too: QEMU
+before 10.0 does not survive it if it shall hand on disks that it has not taken over."""
 _PARAMETERS = {
     "mode": "normal",
     "max-bandwidth": 1 << 40,
@@ -237,8 +239,8 @@ class _Move:
         source, destination = self._original.monitor, self._twin.monitor
         await _require_support(destination)
         await require_alike(self._original, self._twin, self._files)
-        await set_capabilities(destination, _TWIN_CAPABILITIES)
-        await _is_ready(self._original)
+        late = await _is_ready(self._original)
+        await set_capabilities(destination, _CAPABILITIES | {_LATE_ACTIVATE: late})
         self._carried = await Carried.of(source)
         await set_capabilities(source, _CAPABILITIES)
         await set_parameters(source, _PARAMETERS)
@@ -253,6 +255,11 @@ class _Move:
             await commands.migrate_incoming(destination, f"fd:{_FD_NAME}")
             self._placed = await place_shared_memory(self._original, self._twin)
             self.running = await _is_ready(self._original)
+            if late and not self.running:
+                raise UsageError(
+                    f"{self._original.name} was not moved: it was paused in that moment",
+                    hint="try again",
+                )
             await self._begin()
             stopped = await _until(left, source, "STOP") if self.running else None
             await _until(left, source, "MIGRATION")
@@ -314,6 +321,8 @@ class _Move:
         """End the original, and give the twin what was set in it; returns what went amiss."""
         assert self._carried is not None
         notes = await self._carried.give(self._twin.monitor)
+        if not self.running:
+            notes += await activate(self._twin.monitor)
         try:
             await self._original.close()
         except Exception as error:  # noqa: BLE001 - whatever it is, the guest has moved

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import pytest
 
 from qemu_ring.migration import GuestAt, Migration, MigrationPlan, Postcopy, Unix
 from qemu_ring.qmp import commands
+from tests.kvm.migration.images import disk
 from tests.kvm.migration.qemus import Qemus
 
 if TYPE_CHECKING:
@@ -23,25 +23,6 @@ pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
 SLOW = {"max_bandwidth": 40 * MIB, "downtime_limit": 0.001}
-
-
-def qcow2() -> bytes:
-    """An empty image of 1 MiB: header, table, and the counts of the clusters that hold these."""
-    cluster = 1 << 16
-    header = struct.pack(
-        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, 16, MIB, 0, 1, cluster, 2 * cluster, 1, 0, 0
-    )
-    counts = struct.pack(">4H", 1, 1, 1, 1)
-    parts = (header, b"", struct.pack(">Q", 3 * cluster), counts)
-    return b"".join(part.ljust(cluster, b"\0") for part in parts)
-
-
-def disk(folder: Path, image: str, *, locking: bool = True) -> tuple[str, ...]:
-    """Options for a disk of this format, made there."""
-    path = folder / f"disk.{image}"
-    path.write_bytes(bytes(MIB) if image == "raw" else qcow2())
-    lock = "on" if locking else "off"
-    return ("-drive", f"if=ide,id=disk,format={image},file={path},file.locking={lock}")
 
 
 @pytest.mark.parametrize("verified", [True, False], ids=["verified", "unverified"])

@@ -11,7 +11,8 @@ import pytest
 from qemu_ring.errors import QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.machine import Device
 from qemu_ring.migration.toggling.drives import query_drives, set_limits
-from qemu_ring.qmp import commands
+from qemu_ring.qmp import Monitor, commands
+from tests.kvm.migration.images import disk
 from tests.kvm.migration.toggling import MIB, Guest, guest, no_twin
 from tests.waiting import DEADLINE, until
 
@@ -187,18 +188,48 @@ def virtio_mem(folder: Path) -> tuple[str, ...]:
     return ("-m", "maxmem=1G", "-object", backend, "-device", device)
 
 
-def disk(folder: Path) -> tuple[str, ...]:
-    (folder / "disk").write_bytes(bytes(MIB))
-    return ("-drive", f"if=virtio,id=disk,format=raw,file={folder}/disk")
-
-
 async def test_disk_is_the_twins(binary: Path, tmp_path: Path) -> None:
-    async with guest(binary, extra=disk(tmp_path)) as one:
+    async with guest(binary, extra=disk(tmp_path, "raw")) as one:
         for tracking in ("ring:4096", "bitmap"):
             await one.to(tracking)
             await commands.human(one.machine.monitor, 'qemu-io disk "write -P 90 0 64k"')
-            assert (tmp_path / "disk").read_bytes()[: MIB >> 4] == b"\x5a" * (MIB >> 4)
+            assert (tmp_path / "disk.raw").read_bytes()[: MIB >> 4] == b"\x5a" * (MIB >> 4)
             await one.writes_on()
+
+
+@pytest.mark.parametrize("image", ["raw", "qcow2"])
+async def test_disk_of_a_paused_guest(binary: Path, tmp_path: Path, image: str) -> None:
+    """It is the twin's though that does not run: it can be written to, and handed on."""
+    async with guest(binary, extra=disk(tmp_path, image)) as one:
+        await commands.stop(one.machine.monitor)
+        for byte, tracking in enumerate(["ring:4096", "bitmap", "ring:1024"], start=90):
+            toggled = await one.to(tracking)
+            assert (toggled.running, toggled.notes) == (False, ())
+            write = f'qemu-io disk "write -P {byte} 0 64k"'
+            await commands.human(one.machine.monitor, write)
+            assert bytes([byte]) * (64 << 10) in (tmp_path / f"disk.{image}").read_bytes()
+        await commands.cont(one.machine.monitor)
+        await one.writes_on()
+
+
+async def test_guest_that_is_paused_meanwhile(
+    binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guest(binary, extra=disk(tmp_path, "raw")) as one:
+        monitor, real = one.machine.monitor, commands.migrate_incoming
+
+        async def stop_first(twin: Monitor, uri: str) -> None:
+            await commands.stop(monitor)
+            await real(twin, uri)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(commands, "migrate_incoming", stop_first)
+            with pytest.raises(UsageError, match="paused in that moment"):
+                await one.to("ring:4096")
+        assert (await commands.query_status(monitor)).status == "paused"
+        await one.to("ring:4096")
+        await commands.cont(one.machine.monitor)
+        await one.writes_on()
 
 
 async def test_limits_of_a_drive(binary: Path, tmp_path: Path) -> None:
@@ -208,7 +239,7 @@ async def test_limits_of_a_drive(binary: Path, tmp_path: Path) -> None:
         f"if=virtio,id=other,format=raw,file={tmp_path}/other,throttling.iops-read=9",
     )
     (tmp_path / "other").write_bytes(bytes(MIB))
-    async with guest(binary, extra=(*disk(tmp_path), *limits)) as one:
+    async with guest(binary, extra=(*disk(tmp_path, "raw"), *limits)) as one:
         before = await query_drives(one.machine.monitor)
         assert (before["disk"].limits, before["other"].limits["iops_rd"]) == ({}, 9)
         wanted: dict[str, int | str] = {"bps": 4 * MIB, "bps_max": 8 * MIB, "bps_max_length": 3}
@@ -224,18 +255,18 @@ async def test_limits_of_a_drive(binary: Path, tmp_path: Path) -> None:
 
 async def test_disk_that_is_another_image_now(binary: Path, tmp_path: Path) -> None:
     """The twin would open the image below the snapshot."""
-    async with guest(binary, extra=disk(tmp_path)) as one:
+    async with guest(binary, extra=disk(tmp_path, "raw")) as one:
         arguments = {
             "device": "disk",
             "snapshot-file": str(tmp_path / "snapshot"),
             "format": "qcow2",
         }
         await one.machine.monitor.execute("blockdev-snapshot-sync", arguments)
-        await refused(one, f"drive disk has {tmp_path}/snapshot, in its twin .*/disk;")
+        await refused(one, f"drive disk has {tmp_path}/snapshot, in its twin .*/disk.raw;")
 
 
 async def test_block_job(binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with guest(binary, extra=disk(tmp_path)) as one:
+    async with guest(binary, extra=disk(tmp_path, "raw")) as one:
         monitor = one.machine.monitor
         arguments = {"device": "disk", "target": str(tmp_path / "copy"), "sync": "full", "speed": 1}
         await monitor.execute("drive-mirror", arguments)

@@ -90,9 +90,10 @@ async def bars(monitor: Monitor) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def guest(text: str, binary: Path) -> AsyncIterator[Guest]:
+async def guest(text: str, binary: Path, *, paused: bool = False) -> AsyncIterator[Guest]:
     async with AsyncExitStack() as stack:
-        running = await stack.enter_async_context(start_guest(parse_guest(text), binary))
+        started = start_guest(parse_guest(text), binary, paused=paused)
+        running = await stack.enter_async_context(started)
         yield Guest(binary, running, running.machine, stack)
 
 
@@ -231,3 +232,35 @@ async def test_what_a_bios_has_mapped(binary: Path, machine: str, tmp_path: Path
             toggled = await one.to(tracking)
             assert toggled.running
             assert await one.bars() == before
+
+
+UEFI = """
+memory: 128 MiB
+machine: q35
+accelerator: kvm
+tracking: bitmap
+backends: [{{id: shared, size: 4 MiB}}]
+devices:
+  - {{driver: VGA}}
+  - {{driver: ivshmem-plain, properties: {{memdev: shared, master: true}}}}
+extra:
+  - -drive
+  - if=pflash,format=raw,readonly=on,file={code}
+  - -drive
+  - if=pflash,format=raw,file={variables}
+"""
+
+
+async def test_flash(binary: Path, tmp_path: Path) -> None:
+    """Not every KVM runs code from flash: the guest is paused."""
+    folder = Path("/usr/share/OVMF")
+    variables = tmp_path / "variables"
+    variables.write_bytes((folder / "OVMF_VARS_4M.fd").read_bytes())
+    text = UEFI.format(code=folder / "OVMF_CODE_4M.fd", variables=variables)
+    async with guest(text, binary, paused=True) as one:
+        for tracking in ("ring:4096", "bitmap"):
+            toggled = await one.to(tracking)
+            assert not toggled.running
+            for address in (0xFFFFFFF0, 0xFFC00010):  # of the code's end and the variables
+                said = await commands.human(one.machine.monitor, f"xp /4xb {address:#x}")
+                assert len(set(said.split()[1:])) > 1
