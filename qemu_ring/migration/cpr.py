@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from qemu_ring.errors import DeadlineError, UsageError
@@ -51,60 +51,74 @@ class CprTransferMigration(Migration):
         plan: of kind `CprTransfer`, with the channel `Unix()`.
     """
 
-    _starts_destination = True
-
     def __init__(
         self, source: Machine, start: StartDestination, plan: MigrationPlan | None = None
     ) -> None:
         plan = plan or MigrationPlan(kind=CprTransfer(), channel=Unix())
         if plan.channel != Unix():
             raise UsageError("mode cpr-transfer uses unix sockets of its own")
-        super().__init__(source, None, plan)
-        self._start = start
+        super().__init__(source, None, plan, successor=_Successor(start))
 
-    async def _begin(self) -> None:
-        folder = new_folder_name()
-        self._stack.callback(Leftovers(folder=folder).close)
-        folder.mkdir(0o700)
-        self._stack.push_async_callback(self._close_unused)
-        await self._start_watch()
-        cpr, main = _channel("cpr", folder / "cpr"), _channel("main", folder / "main")
+
+class _Successor:
+    """The new QEMU, as `Migration` has it started."""
+
+    def __init__(self, start: StartDestination) -> None:
+        self._start = start
+        self._folder = new_folder_name()
+
+    async def start(
+        self, stack: AsyncExitStack, source: Machine, begin: Callable[[], object]
+    ) -> Machine:
+        stack.callback(Leftovers(folder=self._folder).close)
+        self._folder.mkdir(0o700)
+        cpr, main = _channel("cpr", self._folder / "cpr"), _channel("main", self._main)
         starting = asyncio.ensure_future(
             self._start(("-incoming", "defer", "-incoming", json.dumps(cpr)))
         )
         destination: Machine | None = None
         try:
-            await _wait_listening(folder / "cpr", starting)
-            self._stack.push_async_callback(self._give_up)
-            await commands.migrate(self.source.monitor, channels=[main, cpr])
-            destination = self.destination = await starting
+            await _wait_listening(self._folder / "cpr", starting)
+            begin()
+            await commands.migrate(source.monitor, channels=[main, cpr])
+            destination = await starting
         finally:
             if destination is None:
                 await to_the_end(_abandoned(starting))
+        return destination
+
+    async def receiver(
+        self, stack: AsyncExitStack, destination: Machine, plan: MigrationPlan
+    ) -> Receiver:
         side = Side("destination", destination.monitor)
-        self._stack.push_async_callback(side.restore)
-        await side.set(destination_settings(self.plan))
-        self._receiver = self._stack.enter_context(Receiver(destination))
-        await self._receiver.expect(f"unix:{folder / 'main'}", paused=self.plan.leave_paused)
+        stack.push_async_callback(side.restore)
+        await side.set(destination_settings(plan))
+        receiver = stack.enter_context(Receiver(destination))
+        await receiver.expect(f"unix:{self._main}", paused=plan.leave_paused)
+        return receiver
 
-    async def _close_unused(self) -> None:
-        destination = self.destination
-        if destination is None or self._watch.completed or await self._has_moved(destination):
-            return
+    async def closed_if_unused(self, source: Machine, destination: Machine) -> Machine | None:
+        if await _has_moved(source, destination):
+            return destination
         await destination.close()
-        self.destination = None
+        return None
 
-    async def _has_moved(self, destination: Machine) -> bool:
-        """Whether the guest is at the destination: the source calls it so, or has ended."""
-        with suppress(QmpError):
-            status = (await commands.query_migrate(self.source.monitor)).status
-            return status is MigrationStatus.COMPLETED
-        if self.source.monitor.connected:
-            return False
-        with suppress(QmpError):
-            status = (await commands.query_migrate(destination.monitor)).status
-            return status is MigrationStatus.COMPLETED
+    @property
+    def _main(self) -> Path:
+        return self._folder / "main"
+
+
+async def _has_moved(source: Machine, destination: Machine) -> bool:
+    """Whether the guest is at the destination: the source calls it so, or has ended."""
+    with suppress(QmpError):
+        status = (await commands.query_migrate(source.monitor)).status
+        return status is MigrationStatus.COMPLETED
+    if source.monitor.connected:
         return False
+    with suppress(QmpError):
+        status = (await commands.query_migrate(destination.monitor)).status
+        return status is MigrationStatus.COMPLETED
+    return False
 
 
 def _channel(kind: str, path: Path) -> dict[str, object]:

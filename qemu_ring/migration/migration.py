@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import DeadlineError, QemuRingError, QemuUnsuitableError, UsageError
@@ -47,10 +47,36 @@ from qemu_ring.verify import Block
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Migration"]
+__all__ = ["Migration", "Successor"]
 
 _CANCEL_SECONDS = 30.0
 _UNHEARD_SECONDS = 0.1
+
+
+class Successor(Protocol):
+    """A destination that is not there before the migration begins: it is started by it."""
+
+    async def start(
+        self, stack: AsyncExitStack, source: Machine, begin: Callable[[], object]
+    ) -> Machine:
+        """Have it started, and the migration to it begin.
+
+        Args:
+            stack: closes what was made for it.
+            source: the guest's.
+            begin: to be called just before the source is told to migrate.
+
+        Raises:
+            QemuRingError: it did not start; nothing is left of it.
+        """
+
+    async def receiver(
+        self, stack: AsyncExitStack, destination: Machine, plan: MigrationPlan
+    ) -> Receiver:
+        """Set it up, and tell it to listen."""
+
+    async def closed_if_unused(self, source: Machine, destination: Machine) -> Machine | None:
+        """Close it if the guest has not moved to it; returns it if it has."""
 
 
 class Migration:
@@ -82,6 +108,7 @@ class Migration:
         sample_seconds: how often QEMU is asked for figures between its events.
         on_sample: called with each of them; what it raises, `complete` raises.
         on_decision: called with each decision that is made for the plan's goal; likewise.
+        successor: what starts the destination, for a kind that needs that (`CprTransferMigration`).
 
     Attributes:
         differences: in which the destination is another machine than the source, though they
@@ -95,8 +122,6 @@ class Migration:
         MigrationError: a QEMU went away before it began.
     """
 
-    _starts_destination = False
-
     def __init__(
         self,
         source: Machine,
@@ -108,6 +133,7 @@ class Migration:
         sample_seconds: float = 0.1,
         on_sample: Callable[[Sample], None] | None = None,
         on_decision: Callable[[GoalDecision], None] | None = None,
+        successor: Successor | None = None,
     ) -> None:
         self.plan = plan or MigrationPlan()
         self.source = source
@@ -119,6 +145,7 @@ class Migration:
         self._sample_seconds = sample_seconds
         self._on_sample = on_sample
         self._on_decision = on_decision
+        self._successor = successor
         self._steering: Steering | None = None
         self._stack = UninterruptibleStack()
         self._source_side = Side("source", source.monitor)
@@ -352,14 +379,14 @@ class Migration:
             raise await self._error(f"the migration did not begin: {error}") from error
 
     async def _set_up(self) -> None:
-        if isinstance(self.plan.kind, CprTransfer) != self._starts_destination:
+        if isinstance(self.plan.kind, CprTransfer) != (self._successor is not None):
             raise UsageError("CprTransfer is a kind for CprTransferMigration, and its only one")
         side = None
         if self.destination is not None:
             if self.destination.monitor is self.source.monitor:
                 raise UsageError("source and destination are the same QEMU")
             side = Side("destination", self.destination.monitor)
-        elif self._starts_destination:
+        elif self._successor is not None:
             pass
         elif self.plan.channel.bidirectional:
             raise UsageError("without a destination it can only be saved to a file or a command")
@@ -392,6 +419,9 @@ class Migration:
             self._blocks = tuple(self._verify)
 
     async def _begin(self) -> None:
+        if self._successor is not None:
+            await self._hand_over(self._successor)
+            return
         peer = None if self.destination is None else self.destination.monitor
         connection = self._connection = self.plan.channel.connect(self.source.monitor, peer)
         self._stack.callback(self._close_connection, connection)
@@ -411,6 +441,18 @@ class Migration:
             await self._stack.enter_async_context(self._guest_downtime)
         self._stack.push_async_callback(self._give_up)
         await commands.migrate(self.source.monitor, uri)
+
+    async def _hand_over(self, successor: Successor) -> None:
+        await self._start_watch()
+
+        async def close_unused() -> None:
+            if self.destination is not None and not self._watch.completed:
+                self.destination = await successor.closed_if_unused(self.source, self.destination)
+
+        self._stack.push_async_callback(close_unused)
+        begin = partial(self._stack.push_async_callback, self._give_up)
+        self.destination = await successor.start(self._stack, self.source, begin)
+        self._receiver = await successor.receiver(self._stack, self.destination, self.plan)
 
     async def _start_watch(self) -> None:
         self._watch = SourceWatch(
