@@ -23,15 +23,21 @@ class FlushPolicy(Enum):
     """What happens when a memslot that logs dirty pages is removed."""
 
     AUTO = "auto"
-    """The cheapest policy that loses nothing on the host at hand."""
+    """The policy that is known to lose nothing: QUIESCE."""
     BEST_EFFORT = "best-effort"
     """Upstream's order: harvest, then remove. What is dirtied in between is lost."""
     QUIESCE = "quiesce"
     """Hold the vCPUs while dirty pages are harvested and the memslot is removed."""
     READ_ONLY = "read-only"
-    """Hold the vCPUs only to make the memslot read-only; harvest while they run; remove."""
+    """Hold the vCPUs only to make the memslot read-only; harvest while they run; remove.
+
+    With more than one vCPU a page can be lost if the memslot is added again at once.
+    """
     TOMBSTONE = "tombstone"
-    """Ring only: remove, then harvest the ring's late entries into the memory they were for."""
+    """Ring only: remove, then harvest the ring's late entries into the memory they were for.
+
+    As READ_ONLY, it can lose a page with more than one vCPU.
+    """
 
 
 class FlushStatistics(QmpModel):

@@ -1,4 +1,4 @@
-"""Whether tombstone is safe is read in /sys/module; what is not known to be safe is not."""
+"""Whether tombstone can be had is read in /sys/module; auto is quiesce, and reads nothing."""
 
 from __future__ import annotations
 
@@ -63,43 +63,45 @@ def modules(directory: Path, files: dict[str, str | None]) -> None:
         pytest.param(
             {CORE: "0", OLD_AMD: "Y", "kvm_amd/parameters/pml": "Y"}, "quiesce", False, id="AMD, on"
         ),
+        pytest.param(
+            {CORE: "0", "kvm_pvm/parameters/x": ""}, "tombstone", False, id="no mainline module"
+        ),
         pytest.param({}, "quiesce", True, id="all hidden"),
     ],
 )
-@pytest.mark.parametrize("asked", [(), ("memslot-flush=tombstone",)], ids=["auto", "tombstone"])
-def test_policy_in_force(
-    shimmed_qemu: ShimmedQemu,
-    files: dict[str, str | None],
-    policy: str,
-    warns: bool,
-    asked: tuple[str, ...],
+def test_tombstone_in_force(
+    shimmed_qemu: ShimmedQemu, files: dict[str, str | None], policy: str, warns: bool
 ) -> None:
     modules(shimmed_qemu.directory, files)
     shimmed_qemu.begin("other-modules")
-    found, warnings = effective(shimmed_qemu, *asked)
+    found, warnings = effective(shimmed_qemu, "memslot-flush=tombstone")
     assert found == policy
     assert len(warnings) == warns, warnings
 
 
-@pytest.mark.parametrize(
-    ("asked", "policy"), [((), "quiesce"), (("memslot-flush=tombstone",), "tombstone")]
-)
-def test_module_that_is_not_mainline_s_is_relied_on_only_if_asked(
-    shimmed_qemu: ShimmedQemu, asked: tuple[str, ...], policy: str
-) -> None:
-    modules(shimmed_qemu.directory, {CORE: "0", "kvm_pvm/parameters/x": ""})
-    shimmed_qemu.begin("other-modules")
-    assert effective(shimmed_qemu, *asked) == (policy, [])
-
-
-@pytest.mark.parametrize("asked", [(), ("memslot-flush=tombstone",)], ids=["auto", "tombstone"])
-def test_kernel_that_looks_the_memslot_up_again(
-    shimmed_qemu: ShimmedQemu, asked: tuple[str, ...]
-) -> None:
+def test_kernel_that_looks_the_memslot_up_again(shimmed_qemu: ShimmedQemu) -> None:
     """Linux 5.15."""
     modules(shimmed_qemu.directory, {CORE: "0", PML: "N\n"})
     for what in ("other-modules", "old-kernel"):
         shimmed_qemu.begin(what)
+    assert effective(shimmed_qemu, "memslot-flush=tombstone") == ("quiesce", [])
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        pytest.param({CORE: "0", PML: "N\n"}, id="Intel, off"),
+        pytest.param({CORE: "0", OLD_AMD: "Y"}, id="AMD before PML"),
+        pytest.param({CORE: "0", "kvm_pvm/parameters/x": ""}, id="no mainline module"),
+        pytest.param({}, id="all hidden"),
+    ],
+)
+@pytest.mark.parametrize("asked", [(), ("memslot-flush=auto",)], ids=["default", "auto"])
+def test_auto_is_quiesce_wherever_it_is(
+    shimmed_qemu: ShimmedQemu, files: dict[str, str | None], asked: tuple[str, ...]
+) -> None:
+    modules(shimmed_qemu.directory, files)
+    shimmed_qemu.begin("other-modules")
     assert effective(shimmed_qemu, *asked) == ("quiesce", [])
 
 
