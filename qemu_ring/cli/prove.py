@@ -19,7 +19,7 @@ from qemu_ring.dirty import Tracking
 from qemu_ring.guest import MAX_VCPUS
 from qemu_ring.machine import find_qemu
 from qemu_ring.memslot import FlushPolicy, Shape
-from qemu_ring.prove import Control, ProveOptions, ProveResult, ProveVerdict, prove
+from qemu_ring.prove import Control, ProveOptions, ProveResult, ProveVerdict, Writer, prove
 from qemu_ring.prove import ProveProgress as State
 
 __all__ = ["prove_command"]
@@ -61,6 +61,13 @@ _OPTIONS = {"pages_per_second": "--rate", "shapes": "--shape"}
     help="Pages a second that all vCPUs write; slower means more removals a round.",
 )
 @click.option(
+    "--writer",
+    type=click.Choice([writer.value for writer in Writer]),
+    default=Writer.VCPU.value,
+    show_default=True,
+    help="Who writes into the slots: the guest, or a device whose back end is another process'.",
+)
+@click.option(
     "--machine", type=click.Choice(["pc", "q35"]), default="pc", show_default=True, help="Machine."
 )
 @click.option(
@@ -97,6 +104,7 @@ def prove_command(
     rounds: int | None,
     vcpus: int,
     rate: float,
+    writer: str,
     machine: str,
     policy: str | None,
     shapes: tuple[str, ...],
@@ -122,6 +130,7 @@ def prove_command(
             rounds=rounds,
             until_loss=until_loss,
             control=None if control is None else Control(control),
+            writer=Writer(writer),
             policy=None if policy is None else FlushPolicy(policy),
             shapes=tuple(map(Shape, shapes)),
             memory_directory=memory_dir,

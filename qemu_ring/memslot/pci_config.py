@@ -15,7 +15,14 @@ from itertools import count, islice
 from qemu_ring.errors import QemuRingError
 from qemu_ring.qmp import Monitor, PciBus, PciDevice, commands
 
-__all__ = ["ConfigWrite", "PciAddress", "PciPath", "map_bars_once", "write_config"]
+__all__ = [
+    "ConfigWrite",
+    "PciAddress",
+    "PciPath",
+    "map_bars_once",
+    "write_config",
+    "write_ports",
+]
 
 _CONFIG_ADDRESS = 0xCF8
 _CONFIG_DATA = 0xCFC
@@ -93,6 +100,20 @@ async def write_config(monitor: Monitor, writes: Sequence[ConfigWrite]) -> None:
         lines.append(f"o/w {_CONFIG_ADDRESS:#x} {one.device.register(one.offset & ~3):#x}")
         unit = {2: "h", 4: "w"}[one.size]
         lines.append(f"o/{unit} {_CONFIG_DATA + (one.offset & 3):#x} {one.value:#x}")
+    await write_ports(monitor, lines)
+
+
+async def write_ports(monitor: Monitor, lines: Sequence[str]) -> None:
+    """Write to ports, in this order, without waiting in between.
+
+    Args:
+        monitor: the guest's.
+        lines: the human monitor's, such as "o/w 0xcf8 0x80002004".
+
+    Raises:
+        QmpError: the monitor failed.
+        QemuRingError: QEMU did not take a write.
+    """
     # Sent in order without waiting for each answer; QEMU runs them in that order.
     pending = [commands.human(monitor, line) for line in lines]
     for said in await asyncio.gather(*pending, return_exceptions=True):

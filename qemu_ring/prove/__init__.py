@@ -1,6 +1,6 @@
 """Does this QEMU on this host lose dirty bits when memory slots go away?"""
 
-from qemu_ring.prove.options import Control, ProveOptions
+from qemu_ring.prove.options import Control, ProveOptions, Writer
 from qemu_ring.prove.result import ProveProgress, ProveResult, ReAdd, Round, ShapeTotal
 from qemu_ring.prove.run import prove
 from qemu_ring.prove.verdict import ProveVerdict
@@ -14,5 +14,6 @@ __all__ = [
     "ReAdd",
     "Round",
     "ShapeTotal",
+    "Writer",
     "prove",
 ]

@@ -11,7 +11,7 @@ from qemu_ring.errors import FieldError
 from qemu_ring.guest import MAX_VCPUS
 from qemu_ring.memslot import FlushPolicy, Shape
 
-__all__ = ["Control", "ProveOptions"]
+__all__ = ["Control", "ProveOptions", "Writer"]
 
 DEFAULT_SECONDS = 10.0
 UNTIL_LOSS_SECONDS = 300.0
@@ -26,6 +26,15 @@ class Control(Enum):
     """The guest writes, but no slot is removed."""
 
 
+class Writer(Enum):
+    """Who writes into the slots."""
+
+    VCPU = "vcpu"
+    """The guest: what it writes is logged by KVM."""
+    VHOST_USER = "vhost-user"
+    """A device, by a back end of ours: what it writes is logged in the vhost log."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProveOptions:
     """One proof.
@@ -34,13 +43,14 @@ class ProveOptions:
         tracking: how dirty pages are tracked.
         machine: machine type, pc or q35.
         vcpus: how many vCPUs write.
-        pages_per_second: how fast the vCPUs write clean pages, all together.
+        pages_per_second: how fast the vCPUs, or the device, write clean pages, all together.
         seconds: when to begin no further round; None for the default if there is no limit
             at all.
         removals: when to stop: slots removed; None for no such limit.
         rounds: when to stop: rounds that counted; None for no such limit.
         until_loss: stop after the first round that lost a page.
         control: run a control instead.
+        writer: who writes; a device's writes are no flush policy's concern.
         policy: how memslots are removed; needs a patched QEMU. None for what the QEMU
             does by itself.
         shapes: in what ways they are removed and added, one a round in turn; empty for all
@@ -61,6 +71,7 @@ class ProveOptions:
     rounds: int | None = None
     until_loss: bool = False
     control: Control | None = None
+    writer: Writer = Writer.VCPU
     policy: FlushPolicy | None = None
     shapes: tuple[Shape, ...] = ()
     memory_directory: Path | None = None

@@ -184,6 +184,7 @@ class ProveResult:
             "tracking": str(options.tracking),
             "machine": options.machine,
             "vcpus": options.vcpus,
+            "writer": options.writer.value,
             "pages_per_second": options.pages_per_second,
             "control": None if control is None else control.value,
             "verdict": "stale" if self.stale_pages else "clean",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from qemu_ring.guest import (
     read_tokens,
 )
 from qemu_ring.machine import Machine
+from qemu_ring.machine.vhost_user import BackEnd
 from qemu_ring.memslot import MemslotTestdev, PciSlots, Shape
 from qemu_ring.migration import HeldPrecopy
 from qemu_ring.prove.driver import Driver, PciDriver, WindowDriver
 from qemu_ring.prove.result import RoundKind
 from qemu_ring.prove.stage import SLOT, SLOT_ADDRESS, Memory, Plan
+from qemu_ring.prove.writer import WriterBackEnd, start_writer
 from qemu_ring.qmp import MigrationInfo, commands
 from qemu_ring.verify import Comparison, compare
 
@@ -55,6 +57,7 @@ class SourceGuest:
     """The guest under test, running, its slots mapped.
 
     Args:
+        back_end: who writes into the slots; None if the vCPUs do.
         first_write_seconds: from its start until every vCPU had written.
     """
 
@@ -65,6 +68,7 @@ class SourceGuest:
     control: WorkloadControl
     slots: PciSlots
     device: MemslotTestdev
+    back_end: WriterBackEnd | None
     first_write_seconds: float
     memory_directory: Path | None
     log_directory: Path | None
@@ -94,9 +98,9 @@ class SourceGuest:
         """The guest walks over SLOT, and nothing is removed."""
 
         async def work(_: HeldPrecopy) -> None:
-            await self.control.set_streams(self.plan.walks[SLOT])
+            await self._begin_walk(SLOT)
             await self.control.wait(
-                lambda statistics: not _walking(statistics),
+                lambda statistics: not self._is_walking(statistics),
                 timeout=4 * _WALK_SECONDS,
                 what="the guest did not get through its memory in time",
             )
@@ -116,10 +120,23 @@ class SourceGuest:
         driver = self._driver(shape)
 
         async def work(_: HeldPrecopy) -> None:
-            await self.control.set_streams(self.plan.walks[driver.block])
-            await self._remove(driver, limit, lambda: _walking(self.control.statistics()), tick)
+            await self._begin_walk(driver.block)
+            walking = lambda: self._is_walking(self.control.statistics())  # noqa: E731
+            await self._remove(driver, limit, walking, tick)
 
         return await self._round("removals", work, driver)
+
+    async def _begin_walk(self, block: str) -> None:
+        if self.back_end is None:
+            await self.control.set_streams(self.plan.walks[block])
+            return
+        await self.control.set_streams(self.plan.idle)
+        self.back_end.walk(*self.plan.spans[block], self.plan.pages_per_second)
+
+    def _is_walking(self, statistics: WorkloadStatistics) -> bool:
+        if self.back_end is None:
+            return any(vcpu.state is VcpuState.RUNNING for vcpu in statistics.vcpus)
+        return self.back_end.is_walking
 
     def _driver(self, shape: Shape) -> Driver:
         return PciDriver(self.slots) if shape is Shape.PCI else WindowDriver(self.device, shape)
@@ -181,10 +198,12 @@ class SourceGuest:
         if driver:
             await driver.prepare()
         removals = self.slots.removals + self.device.removals
-        with Memory(self.plan.sizes, self.memory_directory) as memory:
+        with ExitStack() as stack:
+            memory = stack.enter_context(Memory(self.plan.sizes, self.memory_directory))
+            back_end = stack.enter_context(BackEnd()) if self.back_end else None
             twin = Machine.start(
                 self.binary,
-                self.plan.describe(memory, destination=True),
+                self.plan.describe(memory, destination=True, back_end=back_end),
                 name="destination",
                 log_directory=self.log_directory,
             )
@@ -221,11 +240,9 @@ class SourceGuest:
         return read_tokens(file.fd, file.size)
 
     def _writes(self, block: str) -> int:
+        if self.back_end is not None:
+            return self.back_end.writes
         return self.control.statistics().writes_to(block)
-
-
-def _walking(statistics: WorkloadStatistics) -> bool:
-    return any(vcpu.state is VcpuState.RUNNING for vcpu in statistics.vcpus)
 
 
 def _sent(info: MigrationInfo) -> int:
@@ -242,23 +259,30 @@ def _pages(info: MigrationInfo) -> int:
 
 @asynccontextmanager
 async def start_source(
-    binary: Path, plan: Plan, *, memory_directory: Path | None, log_directory: Path | None
+    binary: Path,
+    plan: Plan,
+    *,
+    device_writes: bool = False,
+    memory_directory: Path | None,
+    log_directory: Path | None,
 ) -> AsyncIterator[SourceGuest]:
     """Start the guest under test, and wait until it writes.
 
     Args:
         binary: the QEMU to test.
         plan: what guests to start.
+        device_writes: whether a device is to write into the slots, and not the vCPUs.
         memory_directory: where their memory lives; None for memory without a name.
         log_directory: where to keep the QEMUs' logs when they end; None for nowhere.
     """
     async with AsyncExitStack() as stack:
         memory = stack.enter_context(Memory(plan.sizes, memory_directory))
+        back_end = stack.enter_context(WriterBackEnd()) if device_writes else None
         started = time.monotonic()
         machine = await stack.enter_async_context(
             await Machine.start(
                 binary,
-                plan.describe(memory, destination=False),
+                plan.describe(memory, destination=False, back_end=back_end),
                 name="source",
                 log_directory=log_directory,
             )
@@ -271,6 +295,8 @@ async def start_source(
         slots = PciSlots(machine.monitor, plan.devices(memory))
         for name, address in SLOT_ADDRESS.items():
             await slots.add(name, address)
+        if back_end is not None:
+            await start_writer(machine.monitor)
         yield SourceGuest(
             binary=binary,
             plan=plan,
@@ -279,6 +305,7 @@ async def start_source(
             control=control,
             slots=slots,
             device=MemslotTestdev(machine.monitor),
+            back_end=back_end,
             first_write_seconds=first_write_seconds,
             memory_directory=memory_directory,
             log_directory=log_directory,

@@ -21,7 +21,7 @@ from qemu_ring.machine import (
 )
 from qemu_ring.memslot import Shape, query_flush
 from qemu_ring.migration import EndedEarlyError
-from qemu_ring.prove.options import Control, ProveOptions
+from qemu_ring.prove.options import Control, ProveOptions, Writer
 from qemu_ring.prove.result import ProveProgress, ProveResult, ReAdd, Round
 from qemu_ring.prove.rounds import Outcome, SourceGuest, start_source
 from qemu_ring.prove.stage import Plan
@@ -86,6 +86,7 @@ async def prove(
     async with start_source(
         binary,
         plan,
+        device_writes=options.writer is not Writer.VCPU,
         memory_directory=options.memory_directory,
         log_directory=options.log_directory,
     ) as source:

@@ -14,7 +14,9 @@ from qemu_ring.machine import (
     MemoryBackend,
     UnnamedFile,
 )
+from qemu_ring.machine.vhost_user import BackEnd
 from qemu_ring.memslot import PciAddress, SlotDevice, Window, memslot_testdev
+from qemu_ring.prove.writer import writer_arguments, writer_device
 from qemu_ring.verify import Block
 
 __all__ = ["ELSEWHERE", "HELPER", "SLOT", "SLOT_ADDRESS", "WINDOW", "WINDOWS", "Memory", "Plan"]
@@ -109,6 +111,9 @@ class Plan:
             Stream(Pattern.LOOP, part) for part in spans.span(_BALLAST.name).split(vcpus)
         )
         """Keeps the first pass from converging, and leaves enough to send to hold it open."""
+        self.pages_per_second = pages_per_second
+        self.spans = {region.name: (region.address, region.size) for region in regions[1:]}
+        """Guest-physical address and size of SLOT, and of WINDOW, bytes."""
         self.walks = {
             region.name: tuple(
                 Stream(Pattern.ONCE, part, pages_per_second=pages_per_second / vcpus)
@@ -126,8 +131,10 @@ class Plan:
             for index, name in enumerate(SLOT_ADDRESS)
         ]
 
-    def describe(self, memory: Memory, *, destination: bool) -> MachineDescription:
-        """A guest over this memory."""
+    def describe(
+        self, memory: Memory, *, destination: bool, back_end: BackEnd | None = None
+    ) -> MachineDescription:
+        """A guest over this memory, with a device that `back_end` serves if there is one."""
         devices = self.devices(memory)
         windows = [
             MemoryBackend(window.backend, memory.files[window.backend])
@@ -143,9 +150,11 @@ class Plan:
             devices=(
                 *(device.device() for device in devices),
                 *([memslot_testdev(windows)] if windows else []),
+                *([writer_device()] if back_end else []),
             ),
             firmware=image_bytes(),
             fw_cfg=self.workload.fw_cfg(self.tsc_hz),
             incoming="defer" if destination else None,
             paused=destination,
+            extra=writer_arguments(back_end) if back_end else (),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qemu_ring.memslot import FlushPolicy, Shape
-from qemu_ring.prove.options import Control
+from qemu_ring.prove.options import Control, Writer
 from qemu_ring.prove.result import ProveResult
 
 __all__ = ["ProveVerdict"]
@@ -39,6 +39,8 @@ class ProveVerdict:
 
 def _how(result: ProveResult) -> str:
     tracking = str(result.options.tracking)
+    if result.options.writer is Writer.VHOST_USER:
+        tracking += ", written by a vhost-user back end"
     return tracking if result.flush is None else f"{tracking}, policy {result.policy}"
 
 
@@ -99,15 +101,14 @@ def _stale_meaning(result: ProveResult) -> list[str]:
         ]
     meaning = [
         (
-            f"While it was being migrated, the guest wrote {result.pages_written:,} pages of a "
-            "memory slot that was removed and added again. At the destination "
-            f"{result.stale_pages:,} of them have an older content. QEMU takes a slot's dirty "
-            "bits and then removes the slot; what the guest writes in between is never sent, "
-            "and no error tells of it."
+            f"While it was being migrated, {_who(result)} wrote {result.pages_written:,} pages of "
+            "a memory slot that was removed and added again. At the destination "
+            f"{result.stale_pages:,} of them have an older content. {_why(result)}, and no error "
+            "tells of it."
         ),
         (
-            f"{_ratio(result)} here. The rate follows how fast the guest dirties clean pages; a "
-            "lost page may hold anything."
+            f"{_ratio(result)} here. The rate follows how fast {_who(result)} dirties clean pages; "
+            "a lost page may hold anything."
         ),
     ]
     if result.first_stale_seconds is not None:
@@ -115,6 +116,22 @@ def _stale_meaning(result: ProveResult) -> list[str]:
             f"The first stale page was found {result.first_stale_seconds:.2f} s after the start."
         )
     return meaning + _shapes(result) + _flush(result) + _re_add(result)
+
+
+def _who(result: ProveResult) -> str:
+    return "the guest" if result.options.writer is Writer.VCPU else "a vhost-user back end"
+
+
+def _why(result: ProveResult) -> str:
+    if result.options.writer is Writer.VCPU:
+        return (
+            "QEMU takes a slot's dirty bits and then removes the slot; what the guest writes in "
+            "between is never sent"
+        )
+    return (
+        "The back end logs what it writes; QEMU does not read the log of memory that has gone, "
+        "and throws it away when the log gets smaller"
+    )
 
 
 def _clean_headline(result: ProveResult) -> str:
@@ -126,19 +143,22 @@ def _clean_headline(result: ProveResult) -> str:
 
 def _clean_meaning(result: ProveResult) -> list[str]:
     if result.options.control is Control.IDLE:
-        return ["This was a control: the guest wrote nothing into the slots that were removed."]
+        return [
+            f"This was a control: {_who(result)} wrote nothing into the slots that were removed."
+        ]
     if result.options.control is Control.NO_REMOVALS:
         return [
             (
-                f"This was a control: the guest wrote {result.pages_written:,} pages, and no slot "
-                "was removed."
+                f"This was a control: {_who(result)} wrote {result.pages_written:,} pages, and no "
+                "slot was removed."
             )
         ]
     return [
         (
-            f"The guest wrote {result.pages_written:,} pages of a memory slot that was removed and "
-            "added again, and every byte of its memory arrived. It shows that nothing was lost in "
-            f"this run, not that nothing can be{_bound(result)}; more --seconds make it say more."
+            f"{_who(result).capitalize()} wrote {result.pages_written:,} pages of a memory slot "
+            "that was removed and added again, and every byte of the guest's memory arrived. It "
+            "shows that nothing was lost in this run, not that nothing can be"
+            f"{_bound(result)}; more --seconds make it say more."
         ),
         *_shapes(result),
         *_flush(result),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qemu_ring.dirty import Tracking
 from qemu_ring.errors import ExitStatus, HostError
-from qemu_ring.prove import Control, ProveOptions, ProveProgress, prove
+from qemu_ring.memslot import Shape
+from qemu_ring.prove import Control, ProveOptions, ProveProgress, Writer, prove
 
 RING = Tracking(4096)
 SOME_PAGES = 8 * 4096  # the statistics page and the like, dirty or not by chance
@@ -110,3 +112,40 @@ async def test_too_little_space_for_all_files_is_refused_though_each_would_fit(
     options = ProveOptions(tracking=Tracking(), memory_directory=Path("/dev/shm"))
     with pytest.raises(HostError, match=r"not enough space in /dev/shm: 164 MiB needed, 100 MiB"):
         await prove(qemu_path, options)
+
+
+DEVICE = ProveOptions(tracking=RING, writer=Writer.VHOST_USER, seconds=2)
+
+
+@pytest.mark.ring
+async def test_writes_of_a_device_are_lost_on_an_unpatched_qemu(qemu_path: Path) -> None:
+    result = await prove(qemu_path, DEVICE)
+    assert result.exit_status is ExitStatus.BAD
+    assert result.pages_written > result.stale_pages > 0
+    assert {page.block for page in result.stale} == {"slot"}
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize(("machine", "tracking"), [("pc", RING), ("q35", Tracking())])
+async def test_writes_of_a_device_are_not_lost_on_the_patched_qemu(
+    patched_qemu: Path, machine: str, tracking: Tracking
+) -> None:
+    """In no shape of removal, however the log changes its size."""
+    rounds = len(Shape)
+    options = replace(DEVICE, machine=machine, tracking=tracking, seconds=None, rounds=rounds)
+    result = await prove(patched_qemu, options)
+    assert result.stale_pages == 0
+    assert result.removals > 0
+    assert all(one.pages_written > 0 for one in result.rounds if one.kind == "removals")
+    assert {one.shape for one in result.shapes} == {shape.value for shape in Shape}
+
+
+@pytest.mark.ring
+@pytest.mark.parametrize("control", list(Control))
+async def test_controls_of_a_device_s_writes_are_clean(qemu_path: Path, control: Control) -> None:
+    result = await prove(qemu_path, replace(DEVICE, control=control))
+    assert result.stale_pages == 0
+    if control is Control.IDLE:
+        assert result.pages_written == 0
+    else:
+        assert result.pages_written == 8192 * len(result.rounds)

@@ -14,7 +14,7 @@ from qemu_ring.qmp import commands
 from tests.qemu.machines.parts import BALLOON_SLOT, EXTRA, MAC, MEM_SLOT, MIB, NET_SLOT, Plug, Site
 from tests.qemu.machines.qemus import Qemu
 from tests.qemu.machines.qtest import Queue, Virtio
-from tests.qemu.machines.vhost_user import BackEnd, Logging
+from tests.qemu.machines.vhost_user import Logging, Receiver
 from tests.waiting import DEADLINE, until
 
 _NET_MEMORY, _MEM_MEMORY, _BALLOON_MEMORY = 2 * MIB, 3 * MIB, 4 * MIB
@@ -155,10 +155,10 @@ class Peer:
         self._site = site
         self._stack = stack
         self._name = name
-        self.back_end: BackEnd | None = None
+        self.back_end: Receiver | None = None
         self._sender: socket.socket | None = None
         if name == "vhost-user":
-            self.back_end = stack.enter_context(BackEnd(site.folder / "back-end", logging))
+            self.back_end = stack.enter_context(Receiver(site.folder / "back-end", logging))
 
     def connect(self) -> None:
         """Once QEMU runs."""

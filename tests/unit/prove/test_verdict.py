@@ -12,7 +12,7 @@ from qemu_ring.dirty import Tracking
 from qemu_ring.errors import ExitStatus
 from qemu_ring.machine import Host, KvmCapabilities, QemuBinary
 from qemu_ring.memslot import FlushInfo, FlushPolicy, FlushStatistics
-from qemu_ring.prove import Control, ProveOptions, ProveResult, ProveVerdict, ReAdd, Round
+from qemu_ring.prove import Control, ProveOptions, ProveResult, ProveVerdict, ReAdd, Round, Writer
 from qemu_ring.verify import StalePage
 
 MIB = 1 << 20
@@ -25,12 +25,13 @@ def made(
     control: Control | None = None,
     tracking: str = "ring:4096",
     flush: FlushInfo | None = None,
+    writer: Writer = Writer.VCPU,
 ) -> ProveResult:
     """A result of one round with so many stale pages."""
     one = Round(0, "removals", "pci", 100, 5000, 6000, stale, 9000, 0.5, 0.6)
     probe = Round(1, "re-add", None, 1, 0, 0, 0, 9000, 0.5, 1.1)
     return ProveResult(
-        options=ProveOptions(tracking=Tracking.parse(tracking), control=control),
+        options=ProveOptions(tracking=Tracking.parse(tracking), control=control, writer=writer),
         host=Host("6.1.0", "A CPU", 2, 8 << 30),
         kvm=KvmCapabilities(12, 65536 * 16, False, True, 3, False, 509, 64, 2_000_000),
         qemu=QemuBinary(
@@ -95,6 +96,18 @@ def test_controls_say_so() -> None:
     assert "control: the guest wrote nothing" in words(made(control=Control.IDLE))
     assert "no slot was removed" in words(made(control=Control.NO_REMOVALS))
     assert "for another reason" in words(made(2, control=Control.IDLE))
+
+
+def test_a_device_is_called_one() -> None:
+    device = Writer.VHOST_USER
+    assert "written by a vhost-user back end" in ProveVerdict.of(made(writer=device)).headline
+    said = words(made(20, writer=device))
+    assert "a vhost-user back end wrote 5,000 pages" in said
+    assert "QEMU does not read the log of memory that has gone" in said
+    assert "the guest writes" not in said
+    assert "A vhost-user back end wrote" in words(made(writer=device))
+    control = made(control=Control.IDLE, writer=device)
+    assert "control: a vhost-user back end wrote nothing" in words(control)
 
 
 def test_document_has_what_is_promised() -> None:
