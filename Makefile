@@ -17,7 +17,7 @@ scripts := tools/setup .ci/run
 pytest := $(python) -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-full prove lint types patched coverage unit check-series format firmware wheel clean
+.PHONY: help setup test test-full prove demo lint types patched coverage unit check-series format firmware wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -38,6 +38,9 @@ test-full: lint patched ## lint, and every test that this machine can run
 prove: ## is this machine's QEMU losing dirty memory? succeeds with either answer
 	@tools/setup prove
 	@.venv/bin/qemu-ring prove --qemu "$(QEMU)" $(ARGS) || { status=$$?; [ $$status -eq 1 ] || exit $$status; }
+
+demo: patched ## one table: what this machine's QEMU loses, and the patched one by each policy
+	@$(python) tools/demo.py --qemu "$(QEMU)" $(if $(QEMU_RING_PATCHED_QEMU),--patched "$(QEMU_RING_PATCHED_QEMU)") $(ARGS)
 
 lint: setup ## ruff, import rules, mypy, and shellcheck where it is installed
 	$(python) -m ruff check .
