@@ -399,7 +399,9 @@ class Migration:
         await self._open_memory()
         source, plan = self._source_side, self.plan
         throttle = await find_throttle(plan, source.monitor)
-        held = bool(self._blocks)
+        # One that stays paused in any case does not go back: its disks can be the destination's.
+        runs = (await commands.query_status(source.monitor)).running
+        held = bool(self._blocks) and runs and not plan.leave_paused
         self.differences = await set_up(
             self._stack, plan, source, side, held=held, throttle=throttle
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qemu_ring.migration import GuestAt, Migration, MigrationPlan, Postcopy, Unix
+from qemu_ring.migration import File, GuestAt, Migration, MigrationPlan, Postcopy, Unix
 from qemu_ring.qmp import commands
 from tests.kvm.migration.images import disk
 from tests.kvm.migration.qemus import Qemus
@@ -105,3 +105,22 @@ def test_command(binary: Path, kind: str, paused: bool, tmp_path: Path) -> None:
         qemus.assert_alive()
     finally:
         qemus.stop()
+
+
+@pytest.mark.parametrize("verified", [True, False], ids=["verified", "unverified"])
+@pytest.mark.parametrize("paused", ["before", "after"])
+async def test_guest_that_arrived_paused_can_be_saved(
+    start_pair: StartPair, binary: Path, verified: bool, paused: str, tmp_path: Path
+) -> None:
+    """Its disks are where it is, though it does not run."""
+    plan = MigrationPlan(channel=Unix(), leave_paused=paused == "after")
+    async with start_pair(binary, extra=disk(tmp_path, "raw")) as pair:
+        if paused == "before":
+            await commands.stop(pair.source.monitor)
+        blocks = pair.blocks if verified else []
+        async with Migration(pair.source, pair.destination, plan, verify=blocks) as migration:
+            await migration.complete(timeout=60)
+        saving = MigrationPlan(channel=File(tmp_path / "saved"))
+        async with Migration(pair.destination, None, saving) as migration:
+            await migration.complete(timeout=60)
+        assert (await commands.query_status(pair.destination.monitor)).status == "postmigrate"
