@@ -9,6 +9,7 @@
      +-- QemuUnsuitableError exit status 3: this QEMU cannot do it
      +-- QmpError            exit status 4: see qemu_ring.qmp.errors
      +-- MachineError        exit status 4: see qemu_ring.machine
+     +-- BuildError          exit status 4: a step of a build failed
      +-- DeadlineError       exit status 4: a wait passed its deadline
 
 Every message is one line that names the cause; `hint` is the next step.
@@ -19,6 +20,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 __all__ = [
+    "BuildError",
     "DeadlineError",
     "ExitStatus",
     "FieldError",
@@ -114,6 +116,10 @@ class QemuUnsuitableError(QemuRingError):
     """This QEMU binary cannot do what was asked: no KVM, too old, a device missing."""
 
     exit_status = ExitStatus.HOST
+
+
+class BuildError(QemuRingError):
+    """A step of a build failed or took too long; the message holds its last error lines."""
 
 
 class DeadlineError(QemuRingError):

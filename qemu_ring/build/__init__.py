@@ -1,9 +1,9 @@
 """QemuSource to patched, configured, compiled, cached QEMU."""
 
-from qemu_ring.build.errors import BuildError
 from qemu_ring.build.options import BuildOptions, BuildProgress, BuiltQemu, Manifest
 from qemu_ring.build.patches import PARTS
 from qemu_ring.build.run import build_qemu, built_binary
+from qemu_ring.errors import BuildError
 
 __all__ = [
     "PARTS",

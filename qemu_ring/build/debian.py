@@ -6,9 +6,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from qemu_ring.build.errors import BuildError
-from qemu_ring.build.process import Runner
-from qemu_ring.errors import HostError
+from qemu_ring.errors import BuildError, HostError
+from qemu_ring.programs import Runner
 
 __all__ = ["fetch_debian_source", "find_mirror", "source_entry"]
 

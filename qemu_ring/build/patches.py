@@ -12,9 +12,8 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qemu_ring.build.errors import BuildError
-from qemu_ring.build.process import Runner
-from qemu_ring.errors import HostError, UsageError
+from qemu_ring.errors import BuildError, HostError, UsageError
+from qemu_ring.programs import Runner
 
 __all__ = ["PARTS", "Patches", "Series"]
 

@@ -11,10 +11,8 @@ from pathlib import Path
 
 from qemu_ring.build.cache import BINARY, Cache
 from qemu_ring.build.debian import fetch_debian_source
-from qemu_ring.build.errors import BuildError
 from qemu_ring.build.options import BuildOptions, BuildProgress, BuiltQemu, Manifest, OnProgress
 from qemu_ring.build.patches import Patches, Series
-from qemu_ring.build.process import Runner, output_of
 from qemu_ring.build.source import (
     QemuSource,
     file_sha256,
@@ -24,7 +22,8 @@ from qemu_ring.build.source import (
     unpack,
 )
 from qemu_ring.build.tools import libc, make_tools, require_dependencies
-from qemu_ring.errors import HostError
+from qemu_ring.errors import BuildError, HostError
+from qemu_ring.programs import Runner, output_of
 
 __all__ = ["CONFIGURE", "build_qemu", "built_binary"]
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from qemu_ring.build.errors import BuildError
-from qemu_ring.build.process import Runner
-from qemu_ring.errors import UsageError
+from qemu_ring.errors import BuildError, UsageError
+from qemu_ring.programs import Runner
 
 __all__ = ["QemuSource", "file_sha256", "find_source", "in_thread", "qemu_version", "unpack"]
 

@@ -11,8 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from qemu_ring.build.process import Runner, output_of
 from qemu_ring.errors import HostError, UsageError
+from qemu_ring.programs import Runner, output_of
 
 __all__ = ["libc", "make_tools", "require_dependencies"]
 

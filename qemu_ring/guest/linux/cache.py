@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qemu_ring.build.cache import Cache
+from qemu_ring.cache import CacheDirectory
 
 __all__ = ["linux_cache"]
 
 
-def linux_cache(cache: Path | None) -> Cache:
+def linux_cache(cache: Path | None) -> CacheDirectory:
     """The part of the cache for Linux guests; with a lock of its own, so no QEMU build delays it.
 
     Args:
         cache: qemu-ring's cache directory; None for the user's.
     """
-    return Cache(Cache(cache).root / "linux")
+    return CacheDirectory(CacheDirectory(cache).root / "linux")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-from qemu_ring.build.process import Runner, output_of
 from qemu_ring.errors import HostError
 from qemu_ring.guest.linux.cache import linux_cache
+from qemu_ring.programs import Runner, output_of
 
 __all__ = ["cpio", "initramfs"]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from qemu_ring.build.errors import BuildError
-from qemu_ring.build.process import Runner, output_of
-from qemu_ring.errors import HostError
+from qemu_ring.errors import BuildError, HostError
 from qemu_ring.guest.linux.cache import linux_cache
+from qemu_ring.programs import Runner, output_of
 
 __all__ = ["debian_kernel"]
 

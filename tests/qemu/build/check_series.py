@@ -14,10 +14,10 @@ import pytest
 
 from qemu_ring.build.cache import BINARY
 from qemu_ring.build.patches import Patches
-from qemu_ring.build.process import Runner
 from qemu_ring.build.run import CONFIGURE
 from qemu_ring.build.source import find_source, qemu_version, unpack
 from qemu_ring.build.tools import make_tools
+from qemu_ring.programs import Runner
 from tests.qemu.build.series import check_style
 
 pytestmark = pytest.mark.qemu

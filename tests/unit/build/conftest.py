@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.build import BuildOptions
-from qemu_ring.build.process import Runner
 from qemu_ring.build.tools import make_tools
+from qemu_ring.programs import Runner
 
 # Waits in the middle of the build if told to, as long as $GATE is not there; a minute at most,
 # for a test that fails shall leave nothing for ever.

@@ -10,8 +10,8 @@ import pytest
 
 from qemu_ring.build import BuildError, BuildOptions, build_qemu
 from qemu_ring.build.debian import fetch_debian_source, find_mirror, source_entry
-from qemu_ring.build.process import Runner
 from qemu_ring.errors import HostError
+from qemu_ring.programs import Runner
 from tests.unit.build.conftest import write_program
 
 GENERAL = "http://deb.debian.org/debian"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qemu_ring.build.process import remove
+from qemu_ring.programs import remove
 from tests.waiting import wait_until
 
 OVER = 100.0  # seconds that a test is never to wait

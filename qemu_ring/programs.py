@@ -1,4 +1,4 @@
-"""The programs that a build runs: logged, with a deadline, and none of them outlives it."""
+"""Programs that are run: logged, with a deadline, and none of them outlives it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from qemu_ring._compat import timeout as deadline
-from qemu_ring.build.errors import BuildError
+from qemu_ring.errors import BuildError
 
 __all__ = ["Runner", "clean_environment", "output_of", "remove"]
 
