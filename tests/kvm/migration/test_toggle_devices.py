@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.dirty import Tracking
+from qemu_ring.errors import QemuUnsuitableError
 from qemu_ring.guestfile import RunningGuest, load_guest, parse_guest, start_guest
 from qemu_ring.machine import Machine, probe_qemu
 from qemu_ring.memslot import PciAddress
 from qemu_ring.memslot.pci_config import ConfigWrite, write_config
 from qemu_ring.migration.errors import MigrationError
+from qemu_ring.migration.toggling import shared_memory
 from qemu_ring.migration.toggling.toggle import Toggled, toggle
 from qemu_ring.migration.toggling.twin import twin_accelerator
 from qemu_ring.qmp import Monitor, PciDevice, commands
@@ -183,6 +185,25 @@ async def test_bar_that_is_moved_meanwhile(
         await one.writes_on()
         await one.to("ring:1024")
         assert (await one.bars())["0/12.0 BAR 2"] == 3 << 30
+        await one.writes_on()
+
+
+async def test_twin_that_cannot_be_programmed(
+    binary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine without the ports 0xcf8 and 0xcfc."""
+
+    async def no_ports(*arguments: object) -> None:
+        pass
+
+    async with guest(SLOTS.format(tracking="bitmap"), binary) as one:
+        await one.running.wait_up()
+        with monkeypatch.context() as patch:
+            patch.setattr(shared_memory, "map_bars_once", no_ports)
+            with pytest.raises(QemuUnsuitableError, match=r"is at 0x\w+, and cannot be brought"):
+                await one.to("ring:4096")
+        await one.writes_on()
+        await one.to("ring:4096")
         await one.writes_on()
 
 
