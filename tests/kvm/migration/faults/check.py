@@ -69,7 +69,7 @@ async def strike_here(outcome: Outcome, binary: Path, folder: Path) -> None:
         finally:
             run.close()
         if outcome.struck:
-            await check(outcome, sides, error)
+            await check(outcome, sides, error, was_late=run.was_late)
         early = [path.name for path in names(folder) if error is not None or path.name != "saved"]
         outcome.left += [f"file {name} before the QEMUs ended" for name in early]
         if outcome.guest_at is GuestAt.SOURCE:
@@ -99,8 +99,13 @@ async def migrate_to_the_end(run: Run, outcome: Outcome) -> QemuRingError | None
     return None
 
 
-async def check(outcome: Outcome, sides: Sides, error: QemuRingError | None) -> None:
-    """Compare what was told with what the QEMUs say, and with what the guest does."""
+async def check(
+    outcome: Outcome, sides: Sides, error: QemuRingError | None, *, was_late: bool
+) -> None:
+    """Compare what was told with what the QEMUs say, and with what the guest does.
+
+    A guest that had arrived before its QEMU was killed has truly completed, and is gone.
+    """
     states = {
         GuestAt.SOURCE: await run_state(sides.source),
         GuestAt.DESTINATION: await run_state(sides.destination),
@@ -114,7 +119,8 @@ async def check(outcome: Outcome, sides: Sides, error: QemuRingError | None) -> 
                 outcome.wrong.append("the guest runs twice")
             outcome.guest_at = side
     if error is None:
-        if sides.destination is not None and outcome.guest_at is not GuestAt.DESTINATION:
+        wanted = GuestAt.NOWHERE if was_late else GuestAt.DESTINATION
+        if sides.destination is not None and outcome.guest_at is not wanted:
             outcome.wrong.append(f"told completed, writes at {outcome.guest_at}")
         return
     if hangs_in_recovery(outcome.fault, sides.source) and isinstance(error, DeadlineError):

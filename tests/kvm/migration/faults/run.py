@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from qemu_ring.migration import (
@@ -62,6 +63,8 @@ class Run:
         self.struck_at: float | None = None
         self.was_paused = False
         """Whether the fault broke postcopy's channel, and that was told."""
+        self.was_late = False
+        """Whether the destination had all before it was killed."""
         self._some_sent = asyncio.Event()
 
     async def strike(self) -> None:
@@ -153,7 +156,12 @@ class Run:
         """Strike once the devices are being sent."""
         async for _ in migration.iterations():
             pass
-        with self.sides.source.monitor.events("MIGRATION") as events:
+        destination = self.sides.destination
+        with ExitStack() as listening:
+            events = listening.enter_context(self.sides.source.monitor.events("MIGRATION"))
+            arrivals = None
+            if self.fault.kind is Kind.DESTINATION and destination is not None:
+                arrivals = listening.enter_context(destination.monitor.events("MIGRATION"))
             completing = asyncio.create_task(migration.complete(timeout=TELL_SECONDS))
             await events.wait(
                 lambda event: event.data["status"] in ("device", "completed", "failed"),
@@ -161,7 +169,15 @@ class Run:
                 what="the switchover",
             )
             await self.strike()
-            return await completing
+            result = await completing
+            if arrivals is not None:  # it is told completed: then the destination said so
+                await arrivals.wait(
+                    lambda event: event.data["status"] == "completed",
+                    timeout=TELL_SECONDS,
+                    what="the destination's end of the migration",
+                )
+                self.was_late = True
+            return result
 
     async def _recover(self, migration: Migration) -> MigrationResult:
         """Break the channel first, and strike after that."""
