@@ -20,6 +20,7 @@ import pytest
 
 from qemu_ring.errors import HostError
 from qemu_ring.machine.kvm import KvmCapabilities, probe_kvm
+from tests.shm import SHM, is_of_another, own_shm_folder
 from tests.tiers import mark_matrices, without_full
 
 IMPLIED_MARKERS = {"ring": ("kvm", "qemu"), "kvm": ("qemu",), "qemu": ()}
@@ -27,7 +28,6 @@ LEFTOVER_DEADLINE = 30.0  # seconds that a test's processes and files have to go
 BUILD_SECONDS = 2400  # that the patched QEMU's build may take, on a slow machine
 OWNER_VARIABLE = "QEMU_RING_TEST_OWNER"
 PROC = Path("/proc")
-SHM = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,15 @@ def patched_qemu() -> Path:
     return Path(json.loads(done.stdout)["qemu"]["path"])
 
 
+@pytest.fixture
+def shm_folder() -> Iterator[Path]:
+    """A folder in /dev/shm, for memory with a name; nothing may be left in it."""
+    with own_shm_folder() as folder:
+        yield folder
+        left = sorted(path.name for path in folder.iterdir())
+    assert not left
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -200,10 +209,12 @@ def _shm_files() -> set[Path]:
 
 
 def _is_used_by_others(path: Path) -> bool:
-    """Tell if another process has something under `path` open or mapped.
+    """Tell if another process has something under `path` open or mapped, or named it its own.
 
     Such a file is another session's on this machine; this one's processes are gone by then.
     """
+    if is_of_another(path):
+        return True
     for entry in PROC.glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if int(entry.name) == os.getpid():

@@ -70,9 +70,10 @@ class Leftovers:
 
 
 def new_folder_name(parent: Path | None = None) -> Path:
-    """A name for a temporary folder, which is yet to be made.
+    """A name for a temporary folder, which is yet to be made; it names our process.
 
     Args:
         parent: where; None for where temporary files belong.
     """
-    return Path(parent or tempfile.gettempdir(), f"qemu-ring-{secrets.token_hex(8)}").absolute()
+    name = f"qemu-ring-{os.getpid()}-{secrets.token_hex(4)}"
+    return Path(parent or tempfile.gettempdir(), name).absolute()

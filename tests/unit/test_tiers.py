@@ -49,7 +49,7 @@ def test_only_what_can_be_is_covered() -> None:
 def project(tmp_path: Path) -> Path:
     """Tests of both tiers beside this repository's conftest.py."""
     (tmp_path / "tests").mkdir()
-    for name in ("conftest.py", "tiers.py"):
+    for name in ("conftest.py", "shm.py", "tiers.py"):
         (tmp_path / "tests" / name).write_text((ROOT / "tests" / name).read_text())
     markers = "\n".join(f"  {name}" for name in ("full", "pairwise", "qemu", "kvm", "ring"))
     (tmp_path / "pytest.ini").write_text(

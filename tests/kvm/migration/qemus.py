@@ -101,8 +101,7 @@ class Qemus:
         """In a folder it has no name, unless it is to."""
         if self._memory_folder is None:
             return self._folder / f"{name}.ram"
-        own = f"{self._folder.parent.name}-{self._folder.name}-{name}.ram"
-        return self._memory_folder / own if self._named else self._memory_folder
+        return self._memory_folder / f"{name}.ram" if self._named else self._memory_folder
 
     @staticmethod
     def _wait(*paths: str) -> None:

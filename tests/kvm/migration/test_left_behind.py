@@ -21,9 +21,9 @@ MIGRATE = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate"]
 
 
 @pytest.fixture
-def pair(tmp_path: Path, binary: Path) -> Iterator[Qemus]:
+def pair(tmp_path: Path, binary: Path, shm_folder: Path) -> Iterator[Qemus]:
     """A guest and a twin that waits, with memory that postcopy can do with."""
-    started = Qemus(tmp_path, binary, memory_folder=Path("/dev/shm"), named=True)
+    started = Qemus(tmp_path, binary, memory_folder=shm_folder, named=True)
     yield started
     started.stop()
 

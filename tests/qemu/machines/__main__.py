@@ -12,11 +12,12 @@ from pathlib import Path
 from qemu_ring.machine import find_qemu, probe_qemu
 from tests.qemu.machines.cells import HEADINGS, Cell, cells, others
 from tests.qemu.machines.domains import to_and_fro, two_places
-from tests.qemu.machines.host import has_huge_pages, lacks, short_folder
+from tests.qemu.machines.host import has_huge_pages, lacks
 from tests.qemu.machines.qemus import make_images
 from tests.qemu.machines.refusals import REFUSALS, Refusal
 from tests.qemu.machines.run import COMPLETED, Binaries, Outcome, Run
 from tests.qemu.machines.ways import ROUTES, Controller, Route
+from tests.shm import own_shm_folder
 
 MIB = 1 << 20
 
@@ -86,7 +87,7 @@ async def tried(
     """What became of it; what went wrong, in one line, for a status."""
     if reason := lacks(cell):
         return Outcome(reason, 0, 0, 0, 0, 0.0)
-    with short_folder() as place:
+    with own_shm_folder() as place:
         if refusal is None:
             run = Run(cell, binaries, images, place)
         else:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.machines.host import short_folder
 from tests.qemu.machines.qemus import make_images
 from tests.qemu.machines.run import Binaries
+from tests.shm import own_shm_folder
 
 MIB = 1 << 20
 
@@ -29,5 +29,5 @@ async def images(qemu_path: Path) -> AsyncIterator[Path]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with short_folder() as path:
+    with own_shm_folder() as path:
         yield path

@@ -6,8 +6,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 
@@ -51,10 +51,3 @@ def lacks(cell: Cell) -> str | None:
     if cell.board.flash and not cell.program.driven and not OVMF.exists():
         return "OVMF is not installed (ovmf)"
     return None
-
-
-@contextmanager
-def short_folder() -> Iterator[Path]:
-    """On tmpfs, because postcopy needs it of memory; its path leaves room for sockets' names."""
-    with tempfile.TemporaryDirectory(prefix="qemu-ring-", dir="/dev/shm") as name:
-        yield Path(name)
