@@ -207,7 +207,7 @@ def test_kill_9_leaves_nothing(qemu_path: Path, attempt: int) -> None:
 
 def _until_qemus(process: subprocess.Popen[str], count: int) -> int:
     """Wait until it runs so many QEMUs; returns the first one's process id."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + DEADLINE
     while True:
         assert process.poll() is None
         assert time.monotonic() < deadline

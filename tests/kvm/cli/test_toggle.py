@@ -17,6 +17,8 @@ from threading import Event, Thread
 
 import pytest
 
+from tests.waiting import DEADLINE
+
 pytestmark = pytest.mark.ring
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,7 +68,7 @@ def running(
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=DEADLINE)
 
 
 def test_to_and_fro(patched_qemu: Path, tmp_path: Path) -> None:

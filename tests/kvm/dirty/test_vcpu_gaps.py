@@ -23,6 +23,7 @@ from qemu_ring.machine import Accelerator, Machine, MachineDescription, MemoryBa
 from qemu_ring.migration import DirtyLimit, Migration, MigrationPlan
 from qemu_ring.qmp import commands
 from qemu_ring.qmp.dirty import query_vcpu_dirty_limit
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.ring
 
@@ -83,7 +84,7 @@ async def test_limit(any_qemu: Path) -> None:
             return
         limits = await set_dirty_limit(monitor, 50 * MIB)
         assert [one.vcpu for one in limits] == [0, 2]
-        async with timeout(30):  # each round of its measurements takes a second
+        async with timeout(2 * DEADLINE):  # each round of its measurements takes a second
             for _ in range(2):
                 await measure_dirty_rate(monitor, BY_RING)
         assert [one.cpu_index for one in await query_vcpu_dirty_limit(monitor)] == [0, 2]
@@ -143,7 +144,7 @@ async def test_vcpu_plugged_while_limits_are_in_force(patched_qemu: Path) -> Non
                 place = {"socket-id": socket, "core-id": 0, "thread-id": 0}
                 device = {"driver": "qemu64-x86_64-cpu", "id": f"plugged{socket}", **place}
                 await monitor.execute("device_add", device)
-            async with timeout(60):
+            async with timeout(2 * DEADLINE):
                 assert (await measuring).vcpus
                 rate = await measure_dirty_rate(monitor, BY_RING)
             assert sorted(one.vcpu for one in rate.vcpus) == [0, 1, 3]

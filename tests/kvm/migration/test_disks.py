@@ -15,6 +15,7 @@ from qemu_ring.migration import File, GuestAt, Migration, MigrationPlan, Postcop
 from qemu_ring.qmp import commands
 from tests.kvm.migration.images import disk
 from tests.kvm.migration.qemus import Qemus
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import StartPair
@@ -75,11 +76,13 @@ async def test_disk_is_not_read_before_the_guest_is_there(
         source, destination = pair.source.monitor, pair.destination.monitor
         with source.events("MIGRATION") as events:
             async with Migration(pair.source, pair.destination, MigrationPlan(**SLOW)) as migration:  # type: ignore[arg-type]
-                await events.wait(lambda event: event.data["status"] == "active", timeout=30)
+                await events.wait(lambda event: event.data["status"] == "active", timeout=DEADLINE)
                 await commands.human(source, 'qemu-io disk "write -P 90 0 64k"')
                 await migration.set_parameters(max_bandwidth=1 << 40, downtime_limit=1)
                 if leaves:
-                    await events.wait(lambda event: event.data["status"] == "completed", timeout=30)
+                    await events.wait(
+                        lambda event: event.data["status"] == "completed", timeout=DEADLINE
+                    )
                 else:
                     await migration.complete(timeout=60)
         await pair.wait_writing_at_destination()

@@ -229,12 +229,12 @@ async def test_waiting_goes_on_and_the_result_tells_when_it_was_known(
 
 
 def test_command_tells_its_decisions(qemus: Qemus) -> None:
-    goal = ("--within", "60s", "--downtime", "500ms", "--then", "wait", "--max-bandwidth", "50M")
+    goal = ("--within", "120s", "--downtime", "5s", "--then", "wait", "--max-bandwidth", "50M")
     out, err = run(qemus.source, qemus.destination, *goal, "--json", expect=0)
     found = json.loads(out)["goal"]
     assert found["goal"] == {
-        "within": 60.0,
-        "downtime": 0.5,
+        "within": 120.0,
+        "downtime": 5.0,
         "then": "wait",
         "postcopy_bandwidth": None,
     }

@@ -267,7 +267,7 @@ async def test_given_up_when_it_is_about_to_switch_over(
     monkeypatch.setattr(commands, "migrate_start_postcopy", start)
     async with start_pair(binary, pages_per_second=None) as pair:
         async with Migration(pair.source, pair.destination, plan(Unix(), Postcopy())) as migration:
-            await asyncio.wait_for(told.wait(), 30)
+            await asyncio.wait_for(told.wait(), DEADLINE)
             await asyncio.sleep((ms or 0) / 1000)
             if asked == "cancel":
                 with suppress(MigrationError):  # it came too late

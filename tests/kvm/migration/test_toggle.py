@@ -108,7 +108,7 @@ async def test_twin_that_hangs(patched_qemu: Path, monkeypatch: pytest.MonkeyPat
             after_start(monkeypatch, lambda twin: os.kill(twin.pid or 0, signal.SIGSTOP)),
             pytest.raises(DeadlineError, match="goes on where it was"),
         ):
-            await one.to("ring:4096", timeout=5)
+            await one.to("ring:4096", timeout=10)
         await one.writes_on()
 
 

@@ -18,6 +18,7 @@ from qemu_ring.migration.engine.idle import settled
 from qemu_ring.migration.errors import MigrationError
 from qemu_ring.qmp import Event, Listener, MigrationStatus, Monitor, commands
 from tests.kvm.migration.toggling import MIB, Guest, after_start, guest
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.ring
 
@@ -128,7 +129,7 @@ async def test_hung_twin(patched_qemu: Path, monkeypatch: pytest.MonkeyPatch, st
             at(monkeypatch, step, hang),
             pytest.raises(DeadlineError, match="goes on where it was"),
         ):
-            await one.to("ring:4096", timeout=3)
+            await one.to("ring:4096", timeout=10)
         await goes_on(one, before)
 
 
@@ -249,7 +250,7 @@ async def test_guest_that_has_moved_elsewhere_meanwhile_stays_stopped(
             await commands.set_parameters(monitor, max_bandwidth=1 << 40, downtime_limit=10_000)
             with monitor.events("STOP") as stopped:
                 await real(monitor, "exec:cat > /dev/null")
-                await stopped.wait(timeout=30)
+                await stopped.wait(timeout=DEADLINE)
             assert await settled(monitor) is MigrationStatus.COMPLETED
 
         with (

@@ -20,6 +20,7 @@ from qemu_ring.machine import (
     probe_qemu,
 )
 from qemu_ring.migration.toggling.toggle import Toggled, toggle
+from tests.waiting import DEADLINE
 
 MIB = 1 << 20
 RAM = 64 * MIB
@@ -45,7 +46,9 @@ class Guest:
         """Wait until the guest has written more."""
         before = self.control.statistics().writes
         await self.control.wait(
-            lambda now: now.writes > before + 1000, timeout=10, what="the guest does not write"
+            lambda now: now.writes > before + 1000,
+            timeout=DEADLINE,
+            what="the guest does not write",
         )
 
 

@@ -25,6 +25,7 @@ from qemu_ring.memslot import (
 from qemu_ring.qmp import Monitor, commands
 from tests.kvm.patched.guest import running
 from tests.kvm.patched.wait import log_dirty_pages
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.ring
 
@@ -77,7 +78,7 @@ async def test_late_pages_are_told_for_each_slot_of_a_transaction(
             for _ in range(MAX_TRIES):
                 await device.map(Layout(HALVES), NOTHING, pause_seconds=PAUSE)
                 for _ in HALVES:
-                    event = await events.wait(timeout=10)
+                    event = await events.wait(timeout=DEADLINE)
                     assert event.data["pages-late"] <= event.data["pages"]
                     late[event.data["address"]] += event.data["pages-late"]
                 if all(late.values()):

@@ -38,6 +38,7 @@ from qemu_ring.memslot import FlushPolicy, PciAddress, PciSlots, SlotDevice, que
 from qemu_ring.migration import EndedEarlyError, HeldPrecopy
 from qemu_ring.qmp import Monitor, commands
 from qemu_ring.verify import Block, compare
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.ring
 
@@ -148,7 +149,7 @@ async def migrate(source: Guest, destination: Guest, total: Total) -> None:
             lambda now: all(
                 vcpu.passes >= passes for vcpu, passes in zip(now.vcpus, target, strict=True)
             ),
-            timeout=10,
+            timeout=DEADLINE,
             what="the guest did not get through its ballast in time",
         )
         await migration.hold()
@@ -159,7 +160,7 @@ async def migrate(source: Guest, destination: Guest, total: Total) -> None:
         try:
             await control.wait(
                 lambda now: all(vcpu.state is VcpuState.DONE for vcpu in now.vcpus[1:]),
-                timeout=20,
+                timeout=DEADLINE,
                 what="the guest did not get through its memory in time",
             )
         except DeadlineError:
@@ -185,7 +186,7 @@ async def go_on(guest: Guest) -> None:
     await commands.cont(guest.machine.monitor)
     await guest.control.wait(
         lambda now: now.vcpus[0].passes >= passes + 2,
-        timeout=10,
+        timeout=DEADLINE,
         what="the guest does not toggle at the destination",
     )
     await guest.control.set_streams(IDLE)

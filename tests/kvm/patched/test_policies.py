@@ -31,6 +31,7 @@ from qemu_ring.migration import HeldPrecopy, Pace
 from qemu_ring.prove import ProveOptions, prove
 from qemu_ring.qmp import CommandError
 from tests.kvm.patched.guest import running
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.ring
 
@@ -146,7 +147,7 @@ async def test_event_for_each_slot_flushed_while_migrating(patched_qemu: Path) -
             async with HeldPrecopy(machine, twin, pace) as migration:
                 await migration.hold()
                 await slots.cycle(["slot"])
-                event = await events.wait(timeout=10)
+                event = await events.wait(timeout=DEADLINE)
         assert (event.data["address"], event.data["size"]) == (1 << 30, MIB)
         assert event.data["policy"] == "quiesce"
         assert 0 <= event.data["pages-late"] <= event.data["pages"] <= 256

@@ -22,7 +22,7 @@ from qemu_ring.memslot import query_flush, query_memslots, query_rings
 from qemu_ring.migration import HeldPrecopy
 from qemu_ring.qmp import commands
 from qemu_ring.verify import Block, compare
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 MIB = 1 << 20
 GUESTS = Path(__file__).resolve().parents[3] / "guests"
@@ -65,7 +65,7 @@ async def test_slots_are_removed_and_written(patched_qemu: Path) -> None:
         assert running.control is not None
         found = await running.control.wait(
             lambda s: s.vcpus[1].passes >= 3 and s.writes_to("slot") > 1000,
-            timeout=20,
+            timeout=DEADLINE,
             what="the slots are not cycled",
         )
         assert found.vcpus[1].passes >= 3

@@ -25,6 +25,7 @@ from qemu_ring.machine import (
 from qemu_ring.qmp import Monitor
 from qemu_ring.qmp.dirty import query_dirty_rate
 from tests.conftest import BUILD_SECONDS
+from tests.waiting import DEADLINE
 
 __all__ = ["MIB", "StartWriter", "Writer", "Written", "any_qemu", "start_writer"]
 
@@ -120,7 +121,7 @@ class Writer:
 
     async def until(self, status: str) -> None:
         """Wait until a measurement is under way, or has ended."""
-        async with timeout(30):
+        async with timeout(DEADLINE):
             while True:
                 if (await query_dirty_rate(self.monitor)).status == status:
                     return

@@ -22,6 +22,7 @@ from qemu_ring.qmp import (
     Monitor,
     commands,
 )
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.qemu
 
@@ -144,7 +145,7 @@ async def test_migration_into_a_sent_fd(monitor: Monitor) -> None:
             await commands.migrate(monitor, "fd:out")
             await events.wait(
                 lambda event: MigrationStatus(event.data["status"]).is_final,
-                timeout=30,
+                timeout=DEADLINE,
                 what="end of the migration",
             )
         info = await commands.query_migrate(monitor)

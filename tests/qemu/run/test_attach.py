@@ -20,7 +20,7 @@ from qemu_ring.machine import Machine
 from qemu_ring.migration import HeldPrecopy
 from qemu_ring.qmp import CommandError, commands
 from tests.qemu.libvirt import Libvirt, listens, running_libvirt
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 
 from .conftest import is_running
 
@@ -158,7 +158,7 @@ async def test_it_can_be_migrated_and_neither_side_is_ended(foreign: Foreign, tw
             # It dirties nothing, so the migration ends before it could be held.
             with pytest.raises(QemuRingError, match="completed while it should be held"):
                 await migration.hold()
-            await resumed.wait(timeout=10)
+            await resumed.wait(timeout=DEADLINE)
         assert (await commands.query_status(destination.monitor)).running
     assert is_running(foreign.pid)
     assert '"quit"' not in foreign.told()

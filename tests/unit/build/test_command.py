@@ -14,6 +14,7 @@ import pytest
 from qemu_ring.build import Manifest, built_binary
 from qemu_ring.build.patches import Patches
 from qemu_ring.build.run import CONFIGURE
+from tests.waiting import DEADLINE
 
 COMMAND = [sys.executable, "-m", "qemu_ring.cli.main", "build"]
 
@@ -61,7 +62,7 @@ def test_it_says_that_it_waits(cache: Path, tree: Path, programs: Path) -> None:
             assert process.stderr is not None
             assert process.stderr.readline() == "qemu-ring: waiting for another build to end\n"
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=20)
+            _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130
     assert err == (
         "qemu-ring: stopping\nqemu-ring: ended by SIGINT; everything started was stopped\n"

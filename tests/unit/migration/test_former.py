@@ -15,6 +15,7 @@ import pytest
 from qemu_ring.errors import UsageError
 from qemu_ring.migration.engine.previous_settings import TLS_ID, Controller
 from tests.unit.migration.conftest import refusal
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from tests.unit.migration.conftest import FakeQemu, Fakes
@@ -62,7 +63,7 @@ async def test_note_is_there_as_long_as_settings_are_changed(fakes: Fakes) -> No
         assert noted["controller"] == asdict(Controller.of(os.getpid()))
         fakes.source.status("setup", "active")
         fakes.arrive()
-        await migration.complete(timeout=5)
+        await migration.complete(timeout=DEADLINE)
     assert objects == {}
     assert fakes.settings() == before
 
@@ -82,7 +83,7 @@ async def test_what_is_left_is_put_back(fakes: Fakes) -> None:
         assert TLS_ID not in objects
         fakes.source.status("setup", "active")
         fakes.arrive()
-        await migration.complete(timeout=5)
+        await migration.complete(timeout=DEADLINE)
     assert fakes.settings() == before
     assert objects == {}
 
@@ -116,7 +117,7 @@ async def test_controller_that_lives_is_not_disturbed(
     assert objects == {"qemu-ring-settings": left}
     assert fakes.source.count("migrate-set-capabilities") == 0
     other.kill()
-    other.wait(timeout=30)
+    other.wait(timeout=DEADLINE)
     assert not lives.is_another_that_lives
     assert not Controller.of(os.getpid()).is_another_that_lives
 
@@ -129,5 +130,5 @@ async def test_note_of_somebody_else(fakes: Fakes, text: str) -> None:
     async with fakes.migration() as migration:
         fakes.source.status("setup", "active")
         fakes.arrive()
-        await migration.complete(timeout=5)
+        await migration.complete(timeout=DEADLINE)
     assert fakes.settings() == before

@@ -278,7 +278,7 @@ async def test_cancelled_as_it_begins(fakes: Fakes, steps: int) -> None:
         return {}
 
     fakes.source.replies["migrate"] = migrate
-    await asyncio.wait({task}, timeout=20)
+    await asyncio.wait({task}, timeout=DEADLINE)
     assert task.cancelled()
     assert fakes.settings() == before
     assert fakes.source.count("migrate_cancel") == 1

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from qemu_ring._compat import timeout
 from qemu_ring.migration import requests
 from qemu_ring.migration.requests import LINE_BYTES, RequestServer, ask
+from tests.waiting import DEADLINE
 
 
 class Words(BaseModel):
@@ -23,7 +24,7 @@ async def echo(line: bytes) -> Words:
 
 async def say(path: Path, words: Words) -> str:
     reader, writer = await asyncio.open_unix_connection(str(path), limit=4 * LINE_BYTES)
-    return (await ask(reader, writer, words, timeout=30)).decode()
+    return (await ask(reader, writer, words, timeout=DEADLINE)).decode()
 
 
 async def test_is_answered(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from tests.waiting import DEADLINE
+
 GREETING = {
     "QMP": {
         "version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": "Fake 1:10.0"},
@@ -127,7 +129,7 @@ class FakeQemu:
             server.close()
         if not self._tasks:
             return
-        _, stuck = await asyncio.wait(self._tasks, timeout=10)
+        _, stuck = await asyncio.wait(self._tasks, timeout=DEADLINE)
         for task in stuck:
             task.cancel()
         await asyncio.gather(*self._tasks)

@@ -12,6 +12,7 @@ import pytest
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import DeadlineError
 from qemu_ring.qmp import DisconnectedError, Event, Listener, Monitor
+from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from tests.unit.qmp.conftest import FakeQemu, Peer
@@ -34,7 +35,7 @@ async def drain(listener: Listener) -> list[Event]:
     """Take all events up to the end of the connection."""
     events: list[Event] = []
     try:
-        async with deadline(10):
+        async with deadline(DEADLINE):
             async for event in listener:
                 events.append(event)  # noqa: PERF401 - what came before the error counts
     except DisconnectedError as error:
@@ -116,9 +117,9 @@ async def test_wait(qemu: FakeQemu) -> None:
             for name in ("a", "b", "c"):
                 await monitor.execute(name)
             assert (await waiting).name == "RESUME"
-            assert (await events.wait(timeout=10)).data == {"reason": "c"}
+            assert (await events.wait(timeout=DEADLINE)).data == {"reason": "c"}
             with pytest.raises(DisconnectedError):
-                await events.wait(timeout=10)
+                await events.wait(timeout=DEADLINE)
 
 
 async def test_wait_passes_its_deadline(qemu: FakeQemu) -> None:
@@ -144,7 +145,7 @@ async def test_wait_passes_its_deadline(qemu: FakeQemu) -> None:
             ):
                 await events.wait(timeout=0.05, what="sign of life")
             await monitor.execute("x")
-            assert (await events.wait(timeout=10)).name == "RESUME"
+            assert (await events.wait(timeout=DEADLINE)).name == "RESUME"
 
 
 async def test_error_of_the_predicate_is_not_a_deadline(qemu: FakeQemu) -> None:
@@ -155,7 +156,7 @@ async def test_error_of_the_predicate_is_not_a_deadline(qemu: FakeQemu) -> None:
         with monitor.events() as events:
             await monitor.execute("a")
             with pytest.raises(TimeoutError, match="its own"):
-                await events.wait(fails, timeout=10)
+                await events.wait(fails, timeout=DEADLINE)
 
 
 async def test_cancelled_wait_loses_no_event(qemu: FakeQemu) -> None:

@@ -23,6 +23,7 @@ from qemu_ring.experiment.results.record import Status
 from qemu_ring.experiment.run.draft import empty_record
 from qemu_ring.experiment.schedule.process import run_labels
 from tests.unit.experiment.conftest import EXPERIMENT, Write, outcomes
+from tests.waiting import DEADLINE
 
 YESTERDAY = Path(__file__).parents[1] / "data" / "v1"
 QEMU = {"path": "/usr/bin/qemu", "sha256": "1" * 64, "version": "1"}
@@ -138,7 +139,7 @@ def test_lock_goes_with_the_process(tmp_path: Path, plan: ExperimentPlan) -> Non
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        process.wait(timeout=10)
+        process.wait(timeout=DEADLINE)
         with Store(tmp_path) as store:
             store.begin(plan, None)
 
