@@ -3,7 +3,8 @@
 usage: python benchmarks/experiments.py [--cells N] [--runs N] [--samples N] [plan | report]
 
 Each is a process of its own. Seconds are of the clock and of the CPU (user and system), for the
-former follow the load of the machine; memory is the process' largest resident set. The results
+former follow the load of the machine; memory is the largest resident set of the process, and of
+any child that it had: no two at a time, so both together are more than it took. The results
 that are reported on are made up; they are as large as those of migrations of ten seconds: a sample
 every 0.1 s, twelve iterations, some removals, and the provenance of each run.
 """
@@ -40,11 +41,13 @@ try:
     main()
 finally:
     used = resource.getrusage(resource.RUSAGE_SELF)
+    theirs = resource.getrusage(resource.RUSAGE_CHILDREN)
     # Not ru_maxrss, which begins with that of the process that started this one.
     told = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
     print(
-        f"{time.monotonic() - started:.1f} s, {used.ru_utime + used.ru_stime:.1f} s of CPU, "
-        f"{int(told) >> 10} MiB",
+        f"{time.monotonic() - started:.1f} s, "
+        f"{sum(one.ru_utime + one.ru_stime for one in (used, theirs)):.1f} s of CPU, "
+        f"{int(told) >> 10} MiB, the largest child {theirs.ru_maxrss >> 10} MiB",
         file=sys.stderr,
     )
 """

@@ -47,9 +47,9 @@ from qemu_ring.memslot import (
     set_flush_policy,
 )
 from qemu_ring.qmp import Monitor
+from qemu_ring.report.drawing import svg
 from qemu_ring.report.plots.plot import SCHEMA, Spec
 from qemu_ring.report.plots.theme import CONFIG, SERIES
-from qemu_ring.report.render import svg
 
 MIB = 1 << 20
 SIZES = [16 * MIB, 64 * MIB, 256 * MIB, 1024 * MIB, 4096 * MIB, 8192 * MIB]

@@ -123,7 +123,7 @@ def report_command(a: Path, b: Path | None, output: Path | None, plots: Path | N
 
     directories = [a] if b is None else [a, b]
     output = output or a / "report.html"
-    write_report([read(directory) for directory in directories], output, plots=plots)
+    write_report(directories, output, plots=plots, read=read, apart=True)
     click.echo(str(output))
     return ExitStatus.GOOD
 
