@@ -31,7 +31,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 def run(*arguments: str, expect: int) -> tuple[str, str]:
     process = start(*arguments)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=3 * DEADLINE)
     assert process.returncode == expect, err
     return out, err
 

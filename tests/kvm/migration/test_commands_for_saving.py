@@ -33,6 +33,9 @@ pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
 LONG = 200.0
+NAP = f"sleep 600.{os.getpid():07}"
+"""Of these tests, and of no others that run beside them."""
+NAPS = NAP.replace(" ", "\0")
 
 
 @pytest.fixture(params=["distribution", "patched"])
@@ -110,20 +113,20 @@ def test_there_and_back(qemus: Qemus, tmp_path: Path, to: str, back: str) -> Non
         ("cat > /dev/null; echo disk quota >&2; exit 3", "status 3: disk quota"),
         ("kill -9 $$", "status 137 (SIGKILL)"),
         ("head -c 100000 > /dev/null", "status 0: it wrote nothing"),
-        ("exec <&-; sleep 600", ""),
+        ("exec <&-; {nap}", ""),
     ],
 )
 def test_guest_that_is_not_saved_goes_on(
     qemus: Qemus, tmp_path: Path, command: str, words: str
 ) -> None:
-    text = command.format(tmp_path)
+    text = command.format(tmp_path, nap=NAP)
     out, err = run(qemus.source, "--to-command", text, expect=4)
     assert out == ""
     assert err.count("\n") == 1
     assert words in err
     assert "the guest runs on at the source" in err or "the guest runs at the source" in err
     assert runs_at_source(qemus)
-    assert running("sleep\x00600") == []
+    assert running(NAPS) == []
     # It can be migrated all the same.
     run(qemus.source, qemus.destination, expect=0)
     qemus.assert_alive()
@@ -136,18 +139,18 @@ def test_guest_that_is_not_saved_goes_on(
         ("nosuchprogram", "status 127: /bin/sh: 1: nosuchprogram: not found, and gave no saved"),
         ("printf QE", "status 0: it wrote nothing, and gave no saved guest"),
         ("echo something else", "gives no saved guest"),
-        ("exec >&-; sleep 600", "has closed its output"),
+        ("exec >&-; {nap}", "has closed its output"),
     ],
 )
 def test_what_gives_no_guest_uses_no_qemu_up(
     qemus: Qemus, tmp_path: Path, command: str, words: str
 ) -> None:
-    out, err = run(qemus.destination, "--from-command", command, expect=4)
+    out, err = run(qemus.destination, "--from-command", command.format(nap=NAP), expect=4)
     assert out == ""
     assert err.count("\n") == 1
     assert words in err
     assert "the QEMU that waits was not touched" in err
-    assert running("sleep\x00600") == []
+    assert running(NAPS) == []
     saved = tmp_path / "saved"
     run(qemus.source, "--to-command", f"cat > {saved}", expect=0)
     run(qemus.destination, "--from-command", f"cat {saved}", expect=0)
@@ -203,7 +206,7 @@ def test_no_command_outlives_us(
 def test_interrupted_while_the_command_has_yet_to_end(qemus: Qemus, tmp_path: Path) -> None:
     """QEMU has sent all by then, and stopped the guest."""
     mark = tmp_path / "mark"
-    process = start(qemus.source, "--to-command", f"cat > /dev/null; touch {mark}; sleep 600")
+    process = start(qemus.source, "--to-command", f"cat > /dev/null; touch {mark}; {NAP}")
     wait_until(mark.exists, "all was read")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=DEADLINE)
@@ -215,7 +218,7 @@ def test_interrupted_while_the_command_has_yet_to_end(qemus: Qemus, tmp_path: Pa
 
 def test_killed_while_it_restores(qemus: Qemus, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    process = start(qemus.destination, "--from-command", f"touch {mark}; sleep 600 | cat")
+    process = start(qemus.destination, "--from-command", f"touch {mark}; {NAP} | cat")
     wait_until(mark.exists, "it has begun")
     process.kill()
     process.communicate(timeout=DEADLINE)
@@ -253,7 +256,7 @@ async def test_snapshot_while_the_guest_runs(
 
 async def test_cancelled_though_nobody_reads(start_pair: StartPair, binary: Path) -> None:
     async with start_pair(binary) as pair:
-        plan = MigrationPlan(channel=Command("sleep 600"))
+        plan = MigrationPlan(channel=Command(NAP))
         async with Migration(pair.source, None, plan) as migration:
             with pytest.raises(DeadlineError):
                 await migration.complete(timeout=0.3)
@@ -262,7 +265,7 @@ async def test_cancelled_though_nobody_reads(start_pair: StartPair, binary: Path
             with pytest.raises(MigrationCancelledError):
                 await migration.complete(timeout=LONG)
         await pair.assert_source_goes_on()
-    assert running("sleep\x00600") == []
+    assert running(NAPS) == []
 
 
 async def test_cancelled_while_the_command_has_yet_to_end(
@@ -270,7 +273,7 @@ async def test_cancelled_while_the_command_has_yet_to_end(
 ) -> None:
     """QEMU cannot cancel it any more; the guest has been saved nowhere, and goes on."""
     async with start_pair(binary) as pair:
-        plan = MigrationPlan(channel=Command("cat > /dev/null; sleep 600"))
+        plan = MigrationPlan(channel=Command(f"cat > /dev/null; {NAP}"))
         async with Migration(pair.source, None, plan) as migration:
             async for _ in migration.iterations():
                 pass
@@ -280,7 +283,7 @@ async def test_cancelled_while_the_command_has_yet_to_end(
             with pytest.raises(MigrationCancelledError):
                 await migration.complete(timeout=LONG)
         await pair.assert_source_goes_on()
-    assert running("sleep\x00600") == []
+    assert running(NAPS) == []
 
 
 async def test_deadline_while_the_command_has_yet_to_end(
@@ -312,7 +315,7 @@ async def test_guest_that_was_paused_stays_so(start_pair: StartPair, binary: Pat
 
 async def test_waits_no_longer_than_it_may(start_pair: StartPair, binary: Path) -> None:
     async with start_pair(binary) as pair:
-        plan = MigrationPlan(channel=Command("sleep 600"))
+        plan = MigrationPlan(channel=Command(NAP))
         with pytest.raises(DeadlineError, match="gave no saved guest within"):
             await restore(pair.destination, plan, timeout=0.2)
         await _can_be_migrated_to(pair.source, pair.destination)
