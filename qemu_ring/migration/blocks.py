@@ -159,24 +159,29 @@ class _Side:
         seen = await _in_guest(monitor)
         found = _by_region(side.sizes, seen)
         side.main = next((name for name, at in found.items() if at == seen.main), "")
-        pid = process or await _process(monitor)
-        if pid is None:
+        candidates = [process] if process else await _processes(monitor)
+        if not candidates:
             raise UsageError(
                 f"{machine.name}: its memory cannot be compared: its QEMU is not on this host",
                 hint="leave out --verify, or run this beside both QEMUs",
             )
-        try:
-            mapped = await asyncio.to_thread(mappings, pid)
-        except OSError as error:
-            raise UsageError(
-                f"{machine.name}: process {pid} may not be looked at: {error.strerror}",
-                hint="use the QEMU's user, or root",
-            ) from error
-        if seen.main is not None and not any(m.start <= seen.main < m.end for m in mapped):
-            raise UsageError(
+        for pid in candidates:
+            try:
+                mapped = await asyncio.to_thread(mappings, pid)
+            except OSError as error:
+                problem = UsageError(
+                    f"{machine.name}: process {pid} may not be looked at: {error.strerror}",
+                    hint="use the QEMU's user, or root",
+                )
+                continue
+            if seen.main is None or any(m.start <= seen.main < m.end for m in mapped):
+                break
+            problem = UsageError(
                 f"{machine.name}: process {pid} is not its QEMU",
                 hint="run this where the QEMU's process has the same number",
             )
+        else:
+            raise problem
         addresses = found | addresses
         for name in side.backends - addresses.keys():
             address = await _address_of_backend(monitor, _tail(name), pid, mapped, side.sizes[name])
@@ -251,22 +256,24 @@ def _tail(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-async def _process(monitor: Monitor) -> int | None:
-    """QEMU's process, by its socket, else by a thread of it; None if it is not on this host."""
-    peer = monitor.transport
+async def _processes(monitor: Monitor) -> list[int]:
+    """QEMU's process, if it is on this host, first as is likelier.
+
+    Whoever serves its socket may be a proxy; its threads may have other numbers where it runs.
+    """
+    found = []
     with suppress(OSError):
+        peer = monitor.transport
         serving = None if peer is None else await asyncio.to_thread(serving_process, peer)
         if serving is not None:
-            return serving
-    vcpus = await commands.query_cpus_fast(monitor)
-    for vcpu in vcpus[:1]:
-        try:
-            text = await asyncio.to_thread(Path(f"/proc/{vcpu.thread_id}/status").read_text)
-        except OSError:
-            return None
-        found = re.search(r"^Tgid:\s+(\d+)$", text, re.MULTILINE)
-        return int(found[1]) if found else None
-    return None
+            found.append(serving)
+    for vcpu in (await commands.query_cpus_fast(monitor))[:1]:
+        with suppress(OSError):
+            path = Path(f"/proc/{vcpu.thread_id}/status")
+            text = await asyncio.to_thread(path.read_text)
+            threads = re.search(r"^Tgid:\s+(\d+)$", text, re.MULTILINE)
+            found += [int(threads[1])] if threads else []
+    return found
 
 
 async def _address_of_backend(
