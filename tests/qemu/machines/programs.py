@@ -26,6 +26,7 @@ class Program:
         ram: memory that it needs, bytes.
         kvm: whether it runs where KVM emulates what runs in ring 0.
         driven: whether it leaves the devices to the test, which then plays their drivers.
+        writes: whether it writes enough, if not paced, that precopy would never be done.
         seconds: how long it may take to start, on a busy host.
     """
 
@@ -33,6 +34,7 @@ class Program:
     ram: int = 64 * MIB
     kvm: bool = False
     driven: bool = False
+    writes: bool = False
     seconds: float = 120.0
 
     async def arguments(self, folder: Path, plug: Plug, *, paced: bool = True) -> list[str]:
@@ -60,6 +62,7 @@ class Firmware(Program):
     ram: int = 32 * MIB
     kvm: bool = True
     driven: bool = True
+    writes: bool = True
 
     async def arguments(self, folder: Path, plug: Plug, *, paced: bool = True) -> list[str]:
         regions = [_WRITTEN]
@@ -95,6 +98,7 @@ class Linux(Program):
 
     name: str = "Linux"
     ram: int = 192 * MIB
+    writes: bool = True
     seconds: float = 240.0
 
     async def arguments(self, folder: Path, plug: Plug, *, paced: bool = True) -> list[str]:

@@ -240,8 +240,10 @@ class Run:
             self._compared += cell.program.ram + (EXTRA if cell.plug.memory else 0)
 
     def _count_switch(self, *, switched: bool) -> None:
-        # A guest that writes little is done before there is anything left for postcopy.
-        assert not switched or self._cell.kind is Kind.POSTCOPY
+        is_postcopy = self._cell.kind is Kind.POSTCOPY
+        if is_postcopy and self._cell.program.writes and self._runs:
+            assert switched, "precopy was done, though the guest wrote: postcopy never began"
+        assert is_postcopy or not switched
         self._switched += switched
 
     async def _compare(self, here: Qemu, there: Qemu) -> None:

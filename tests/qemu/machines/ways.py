@@ -60,7 +60,7 @@ class Kind(Enum):
             return MigrationPlan(
                 kind=Postcopy(),
                 channel=channel,
-                max_bandwidth=64 * MIB,
+                max_bandwidth=32 * MIB,
                 downtime_limit=0.001,
                 leave_paused=leave_paused,
             )
@@ -70,7 +70,7 @@ class Kind(Enum):
     def options(self) -> list[str]:
         """The same for `qemu-ring migrate`."""
         if self is Kind.POSTCOPY:
-            return ["--kind", "postcopy", "--max-bandwidth", "64M", "--downtime-limit", "0.001"]
+            return ["--kind", "postcopy", "--max-bandwidth", "32M", "--downtime-limit", "0.001"]
         return []
 
 
