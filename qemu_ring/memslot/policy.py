@@ -23,20 +23,17 @@ class FlushPolicy(Enum):
     """What happens when a memslot that logs dirty pages is removed."""
 
     AUTO = "auto"
-    """The policy that is known to lose nothing: QUIESCE."""
+    """The policy that leans least on what KVM does: QUIESCE."""
     BEST_EFFORT = "best-effort"
     """Upstream's order: harvest, then remove. What is dirtied in between is lost."""
     QUIESCE = "quiesce"
     """Hold the vCPUs while dirty pages are harvested and the memslot is removed."""
     READ_ONLY = "read-only"
-    """Hold the vCPUs only to make the memslot read-only; harvest while they run; remove.
-
-    With more than one vCPU a page can be lost if the memslot is added again at once.
-    """
+    """Hold the vCPUs only to make the memslot read-only; harvest while they run; remove."""
     TOMBSTONE = "tombstone"
     """Ring only: remove, then harvest the ring's late entries into the memory they were for.
 
-    As READ_ONLY, it can lose a page with more than one vCPU.
+    The vCPUs are held for a moment when the memslot comes back, as with READ_ONLY.
     """
 
 

@@ -242,7 +242,7 @@ async def test_no_page_is_lost_when_the_guest_removes_the_slots(
     assert info.entries_dropped == 0
     assert stats.removals >= total.removals
     if info.effective is FlushPolicy.TOMBSTONE:
-        assert stats.holds == 0
+        assert 0 < stats.holds <= stats.removals  # when a slot comes back only
     else:
         assert stats.holds >= total.removals
 

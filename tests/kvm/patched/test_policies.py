@@ -65,11 +65,11 @@ async def test_other_policies_lose_none_in_ring_mode(
         stats = result.flush.of(result.flush.effective)
         assert stats.removals > result.removals * 0.9
         if result.flush.effective is FlushPolicy.TOMBSTONE:
-            assert stats.holds == 0
+            assert stats.holds <= stats.removals  # when a slot comes back only
         else:
             assert stats.holds >= stats.removals // 2
-            assert sum(stats.hold_ns_log2) == stats.holds
-            assert 0 < stats.hold_ns_max <= stats.hold_ns
+        assert sum(stats.hold_ns_log2) == stats.holds
+        assert 0 < stats.hold_ns_max <= stats.hold_ns
         if stats.pages_late:  # it was needed: best-effort would have lost these
             return
     pytest.fail("best-effort would have lost nothing, so this shows nothing")
