@@ -99,19 +99,18 @@ def stale(pair: Pair) -> int:
 
 
 async def test_cancel_comes_too_late(start_pair: StartPair, binary: Path) -> None:
-    kind = Postcopy(max_bandwidth=8 * MIB)
-    async with start_pair(binary, pages_per_second=20_000) as pair:
-        async with Migration(
-            pair.source, pair.destination, plan(Unix(), kind), verify=pair.blocks
-        ) as migration:
-            async for _ in migration.iterations():
-                pass
+    slow = plan(Unix(), Postcopy(max_bandwidth=MIB), max_bandwidth=MIB)
+    async with start_pair(binary, pages_per_second=None) as pair:
+        await has_written_all(pair)
+        async with Migration(pair.source, pair.destination, slow, verify=pair.blocks) as migration:
+            await switch_early(pair, migration)
             assert migration.status is MigrationStatus.POSTCOPY_ACTIVE
             with pytest.raises(MigrationError, match="cannot be cancelled after the switchover"):
                 await migration.cancel()
             with pytest.raises(MigrationError, match="nothing to recover, it is postcopy-active"):
                 await migration.recover()
-            result = await migration.complete(timeout=60)
+            await migration.set_parameters(postcopy_bandwidth=0)
+            result = await migration.complete(timeout=DEADLINE)
         assert result.comparison is not None
         assert result.comparison.equal
 

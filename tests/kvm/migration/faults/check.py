@@ -21,7 +21,7 @@ __all__ = ["run_fault"]
 
 STOP_SECONDS = 10.0  # in which one that has lost its monitor has come to a stop
 RISE_SECONDS = 60.0  # in which a guest that runs has written
-ATTEMPTS = 3
+ATTEMPTS = 10
 
 
 async def run_fault(fault: Fault, binary: Path) -> Outcome:
