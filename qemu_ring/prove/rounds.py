@@ -31,6 +31,7 @@ from qemu_ring.verify import Comparison, compare
 __all__ = ["Outcome", "SourceGuest", "start_source"]
 
 _WALK_SECONDS = 5.0
+_WAIT_SECONDS = 60.0  # for what takes a second, but on a busy host
 _MOVE_SECONDS = 300.0
 """For what takes a second or two, of a small guest of ours."""
 """A round's walk is cut off after this; what is pending holds a migration open for longer."""
@@ -101,7 +102,7 @@ class SourceGuest:
             await self._begin_walk(SLOT)
             await self.control.wait(
                 lambda statistics: not self._is_walking(statistics),
-                timeout=4 * _WALK_SECONDS,
+                timeout=_WAIT_SECONDS,
                 what="the guest did not get through its memory in time",
             )
 
@@ -163,7 +164,7 @@ class SourceGuest:
         does not see what was written between harvest and that. So let it send one first.
         """
         first_pass = _sent(await migration.progress())
-        deadline = time.monotonic() + _WALK_SECONDS
+        deadline = time.monotonic() + _WAIT_SECONDS
         while _sent(await migration.progress()) == first_pass:
             if time.monotonic() > deadline:
                 raise DeadlineError("the migration sends nothing while it is held open")
@@ -178,7 +179,7 @@ class SourceGuest:
             lambda statistics: all(
                 vcpu.passes >= passes for vcpu, passes in zip(statistics.vcpus, target, strict=True)
             ),
-            timeout=_WALK_SECONDS,
+            timeout=_WAIT_SECONDS,
             what="the guest did not get through its ballast in time",
         )
 

@@ -31,7 +31,7 @@ __all__ = ["cluster_identity", "run_on_cluster"]
 
 KVM: Final = "KVM"
 MEMORY: Final = "MEMORY"
-_CONNECT_SECONDS = 5.0
+_CONNECT_SECONDS = 15.0
 _LOOK_SECONDS = 0.5
 """Between two looks at the workers that there are."""
 
