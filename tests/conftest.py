@@ -24,7 +24,7 @@ from tests.shm import SHM, is_of_another, own_shm_folder
 from tests.tiers import mark_matrices, without_full
 
 IMPLIED_MARKERS = {"ring": ("kvm", "qemu"), "kvm": ("qemu",), "qemu": ()}
-LEFTOVER_DEADLINE = 30.0  # seconds that a test's processes and files have to go away after it
+LEFTOVER_DEADLINE = 60.0  # seconds that a test's processes and files have to go away after it
 BUILD_SECONDS = 2400  # that the patched QEMU's build may take, on a slow machine
 OWNER_VARIABLE = "QEMU_RING_TEST_OWNER"
 PROC = Path("/proc")

@@ -22,7 +22,7 @@ def collected(directory: Path, *arguments: str) -> dict[str, int]:
         env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (line.rpartition(": ") for line in done.stdout.splitlines())

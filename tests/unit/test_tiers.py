@@ -77,7 +77,7 @@ def run(project: Path, *arguments: str) -> tuple[list[str], str]:
         cwd=project,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return re.findall(r"::(\S+).*? PASSED", done.stdout), done.stdout
