@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from qemu_ring.dirty import RunningTracking, TrackingMode, least_limit, query_tracking
 from qemu_ring.errors import QemuUnsuitableError
+from qemu_ring.guest import PAGE_SIZE
 from qemu_ring.migration.plan import MigrationPlan
 from qemu_ring.qmp import Monitor, commands
 
@@ -136,8 +137,14 @@ async def find_throttle(plan: MigrationPlan, monitor: Monitor) -> Throttle | Non
     limit: object = plan.max_bandwidth
     if limit is None:
         limit = (await commands.query_parameters(monitor)).get("max-bandwidth")
-    # A vCPU can always dirty one ring a second, which may be more than can be sent.
-    suffices = not limit or (isinstance(limit, int) and least * vcpus <= limit / 2)
+    # A vCPU can always dirty one ring a second, which may be more than can be sent; and it comes
+    # at once, which may be more than can be sent within the downtime.
+    at_once = (tracking.ring_entries or 0) * PAGE_SIZE * vcpus
+    suffices = not limit or (
+        isinstance(limit, int)
+        and least * vcpus <= limit / 2
+        and at_once <= limit * goal.downtime / 2
+    )
     if capable and tracking.mode is TrackingMode.RING and suffices:
         return Throttle("dirty-limit", vcpus, least)
     return Throttle("auto-converge", vcpus)

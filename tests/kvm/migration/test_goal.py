@@ -174,6 +174,17 @@ async def test_ring_guest_is_slowed_down_by_dirty_limit(
 
 
 @pytest.mark.ring
+async def test_ring_that_is_more_than_the_downtime_can_send(
+    start_pair: StartPair, patched_qemu: Path
+) -> None:
+    """4 MiB, which a vCPU dirties at once, where 0.2 s are worth 3.2: dirty-limit cannot help."""
+    ring = Tracking.parse("ring:1024")
+    async with start_pair(patched_qemu, tracking=ring, pages_per_second=100) as pair:
+        _, outcome = await migrate(pair, Goal(WITHIN, 0.2), 16 * MIB)
+    assert outcome.throttle == "auto-converge"
+
+
+@pytest.mark.ring
 async def test_ring_guest_on_a_qemu_without_dirty_limit(
     start_pair: StartPair, qemu_path: Path
 ) -> None:
