@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from qemu_ring.errors import HostError, UsageError
 from qemu_ring.machine import Accelerator, KvmCapabilities, QemuBinary
+from qemu_ring.machine.properties import MANUAL_PROTECT
 
 __all__ = ["Tracking"]
 
@@ -100,7 +101,7 @@ class Tracking:
         binary.require_kvm()
         if self.ring_entries is None and not self.manual_protect:
             binary.require_flush_policies()
-            return Accelerator("kvm", {"x-manual-dirty-log": False})
+            return Accelerator("kvm", {MANUAL_PROTECT: False})
         if self.ring_entries is None:
             return Accelerator("kvm")
         return Accelerator("kvm", {binary.require_ring(): self.ring_entries})

@@ -40,6 +40,7 @@ from qemu_ring.machine import (
     require_memory,
     require_space,
 )
+from qemu_ring.machine.properties import FLUSH_POLICY
 from qemu_ring.memslot import FlushPolicy, PciSlots, SlotDevice
 from qemu_ring.qmp import commands
 from qemu_ring.verify import Block
@@ -237,7 +238,7 @@ async def _accelerator(
     require_accelerator(kvm, qemu, tracking, guest.flush_policy)
     properties = {**tracking.accelerator(qemu).properties, **guest.accelerator_properties}
     if guest.flush_policy is not None:
-        properties["memslot-flush"] = guest.flush_policy.value
+        properties[FLUSH_POLICY] = guest.flush_policy.value
     return Accelerator("kvm", properties)
 
 

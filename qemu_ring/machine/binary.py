@@ -17,6 +17,7 @@ from qemu_ring.errors import HostError, QemuUnsuitableError, UsageError
 from qemu_ring.machine.description import CommandLine
 from qemu_ring.machine.machine import last_lines
 from qemu_ring.machine.process import ChildProcess
+from qemu_ring.machine.properties import FLUSH_POLICY, RING_SIZE
 from qemu_ring.qmp import CommandError, Monitor, PropertyInfo, QmpError, Schema, commands
 
 __all__ = ["QemuBinary", "find_qemu", "probe_qemu", "probe_schema", "sha256_of"]
@@ -233,14 +234,14 @@ async def _ask(monitor: Monitor, path: Path) -> QemuBinary:
     machines = await monitor.call("query-machines", list[dict[str, object]])
     names = {str(entry[key]) for entry in machines for key in ("name", "alias") if key in entry}
     version = ".".join(map(str, monitor.version))
-    ring = next((p for p in ("dirty-ring-size", "dirty-gfn-count") if p in accelerator), None)
+    ring = next((name for name in RING_SIZE if name in accelerator), None)
     return QemuBinary(
         path=path,
         version=f"{version} ({monitor.package})" if monitor.package else version,
         sha256=await asyncio.to_thread(sha256_of, path),
         kvm=bool(accelerator),
         ring_property=ring,
-        flush_policies="memslot-flush" in accelerator,
+        flush_policies=FLUSH_POLICY in accelerator,
         ivshmem=bool(ivshmem),
         memslot_testdev=bool(testdev),
         machines=frozenset(names),

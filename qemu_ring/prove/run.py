@@ -19,6 +19,7 @@ from qemu_ring.machine import (
     require_memory,
     require_space,
 )
+from qemu_ring.machine.properties import FLUSH_POLICY
 from qemu_ring.memslot import Shape, query_flush
 from qemu_ring.migration import EndedEarlyError
 from qemu_ring.prove.options import Control, ProveOptions, Writer
@@ -64,7 +65,7 @@ async def prove(
     accelerator = options.tracking.accelerator(qemu)
     if options.policy is not None:
         qemu.require_flush_policies()
-        properties = {**accelerator.properties, "memslot-flush": options.policy.value}
+        properties = {**accelerator.properties, FLUSH_POLICY: options.policy.value}
         accelerator = Accelerator(accelerator.name, properties)
     qemu.require_slot_removal(options.machine)
     shapes = options.shapes or (tuple(Shape) if qemu.memslot_testdev else (Shape.PCI,))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from qemu_ring.dirty import Tracking, require_safe_numbers
 from qemu_ring.errors import QemuRingError, UsageError
 from qemu_ring.machine import Accelerator, Machine, MachineDescription, QemuBinary
+from qemu_ring.machine.properties import FLUSH_POLICY, TRACKING
 from qemu_ring.memslot import FlushInfo, FlushPolicy
 from qemu_ring.migration.engine.previous_settings import set_capabilities, set_parameters
 from qemu_ring.migration.toggling.drives import Drive, query_drives, set_limits
@@ -20,9 +21,6 @@ __all__ = [
     "twin_accelerator",
     "twin_description",
 ]
-
-_TRACKING_PROPERTIES = frozenset({"dirty-ring-size", "dirty-gfn-count", "x-manual-dirty-log"})
-_POLICY_PROPERTY = "memslot-flush"
 
 
 def twin_description(original: Machine, accelerator: Accelerator) -> MachineDescription:
@@ -68,7 +66,7 @@ async def twin_accelerator(
     properties = {
         name: value
         for name, value in description.accelerator.properties.items()
-        if name not in _TRACKING_PROPERTIES | {_POLICY_PROPERTY}
+        if name not in TRACKING | {FLUSH_POLICY}
     }
     properties |= tracking.accelerator(qemu).properties
     if policy is not None:
@@ -76,7 +74,7 @@ async def twin_accelerator(
     elif qemu.flush_policies:
         policy = await _live_policy(original.monitor)
     if policy is not None:
-        properties[_POLICY_PROPERTY] = policy.value
+        properties[FLUSH_POLICY] = policy.value
     return Accelerator("kvm", properties)
 
 
