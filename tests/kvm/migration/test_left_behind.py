@@ -117,9 +117,9 @@ async def test_destination_that_was_set_up_and_never_told_to_listen(
     tls = ["--tls-dir", str(certificates), "--tls-hostname", "ring.test"]
     program = (
         "import os, signal, sys\n"
-        "from qemu_ring.migration.engine.destination import Arrival\n"
+        "from qemu_ring.migration.engine.destination import Receiver\n"
         "async def expect(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Arrival.expect = expect\n"
+        "Receiver.expect = expect\n"
         "from qemu_ring.cli.main import main\n"
         "main(sys.argv[1:])\n"
     )
