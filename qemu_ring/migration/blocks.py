@@ -174,7 +174,7 @@ class _Side:
                     hint="use the QEMU's user, or root",
                 )
                 continue
-            if seen.main is None or any(m.start <= seen.main < m.end for m in mapped):
+            if seen.main is None or _is_mapped(seen.main, side.sizes.get(side.main, 1), mapped):
                 break
             problem = UsageError(
                 f"{machine.name}: process {pid} is not its QEMU",
@@ -260,20 +260,30 @@ async def _processes(monitor: Monitor) -> list[int]:
     """QEMU's process, if it is on this host, first as is likelier.
 
     Whoever serves its socket may be a proxy; its threads may have other numbers where it runs.
+    So one that its threads are of comes first: the other may have memory at the same address.
     """
     found = []
-    with suppress(OSError):
-        peer = monitor.transport
-        serving = None if peer is None else await asyncio.to_thread(serving_process, peer)
-        if serving is not None:
-            found.append(serving)
     for vcpu in (await commands.query_cpus_fast(monitor))[:1]:
         with suppress(OSError):
             path = Path(f"/proc/{vcpu.thread_id}/status")
             text = await asyncio.to_thread(path.read_text)
             threads = re.search(r"^Tgid:\s+(\d+)$", text, re.MULTILINE)
             found += [int(threads[1])] if threads else []
+    with suppress(OSError):
+        peer = monitor.transport
+        serving = None if peer is None else await asyncio.to_thread(serving_process, peer)
+        if serving is not None and serving not in found:
+            found.append(serving)
     return found
+
+
+def _is_mapped(address: int, size: int, mapped: list[Mapping]) -> bool:
+    """Whether all of it is."""
+    end = address
+    for one in mapped:  # in order
+        if one.start <= end < one.end:
+            end = one.end
+    return end >= address + size
 
 
 async def _address_of_backend(
@@ -296,14 +306,9 @@ def _opened(
     process: int, address: int, size: int, mapped: list[Mapping], files: ExitStack
 ) -> Memory | None:
     """The memory there; None if not all of it is mapped."""
-    parts = [one for one in mapped if one.start < address + size and one.end > address]
-    end = address
-    for one in parts:
-        if one.start > end:
-            return None
-        end = one.end
-    if end < address + size:
+    if not _is_mapped(address, size, mapped):
         return None
+    parts = [one for one in mapped if one.start < address + size and one.end > address]
     first = parts[0]
     same_file = {(one.inode, one.shared) for one in parts} == {(first.inode, True)}
     if same_file and first.inode and first.offset == 0 and first.start == address:

@@ -21,6 +21,7 @@ from qemu_ring.migration.engine.completion import Completion
 from qemu_ring.migration.engine.convergence import Convergence
 from qemu_ring.migration.engine.destination import Receiver
 from qemu_ring.migration.engine.live import LiveSettings
+from qemu_ring.migration.engine.locked_memory import require_lockable
 from qemu_ring.migration.engine.outcome import find_outcome, is_in_postcopy
 from qemu_ring.migration.engine.recovery import lost_channel, reconnect
 from qemu_ring.migration.engine.setup import set_up
@@ -396,6 +397,9 @@ class Migration:
             if machine is not None:
                 await machine.identify()
         await self._source_side.require_idle()  # before its memory is looked for
+        multifd = self.plan.multifd
+        if multifd is not None and multifd.zero_copy and self.source.is_local:
+            await require_lockable(self.source.monitor, multifd.channels)
         await self._open_memory()
         source, plan = self._source_side, self.plan
         throttle = await find_throttle(plan, source.monitor)

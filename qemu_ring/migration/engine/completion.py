@@ -13,6 +13,7 @@ from qemu_ring.machine import Life, Machine
 from qemu_ring.migration.channels.channel import Connection
 from qemu_ring.migration.downtime import Downtime, GuestDowntime
 from qemu_ring.migration.engine.destination import Receiver
+from qemu_ring.migration.engine.locked_memory import LOCK_ADVICE
 from qemu_ring.migration.engine.outcome import find_outcome, is_in_postcopy
 from qemu_ring.migration.engine.recovery import lost_channel
 from qemu_ring.migration.engine.source import SourceWatch
@@ -253,10 +254,7 @@ class Completion:
 def _zero_copy_hint(reason: str) -> str:
     """What to do where pages could not be sent without a copy; "" if that was not why."""
     if "MSG_ZEROCOPY" in reason:
-        return (
-            "allow QEMU's process to lock more memory (ulimit -l, systemd's LimitMEMLOCK, "
-            "libvirt's hard_limit), or do without zero copy"
-        )
+        return LOCK_ADVICE
     return "do without zero copy" if "ero copy" in reason else ""
 
 

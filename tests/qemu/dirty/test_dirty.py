@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -96,9 +97,10 @@ async def test_two_clients(start_writer: StartWriter) -> None:
         start_writer(TCG, [RATE]) as guest,
         await Machine.attach(guest.socket) as second,
     ):
-        first = asyncio.create_task(measure_dirty_rate(guest.monitor, SAMPLING))
+        long = replace(SAMPLING, seconds=10)  # so that the second one cannot come too late
+        first = asyncio.create_task(measure_dirty_rate(guest.monitor, long))
         await guest.until("measuring")
-        with pytest.raises(QemuRingError, match="being measured already, by page-sampling for 1 s"):
+        with pytest.raises(QemuRingError, match="measured already, by page-sampling for 10 s"):
             await measure_dirty_rate(second.monitor, SAMPLING)
         assert (await first).bytes_per_second > 0
 

@@ -15,6 +15,7 @@ from qemu_ring.cli.migrate.plan_options import (
     require_new_file,
     require_saved_guest,
     require_two_guests,
+    saved_in,
 )
 from qemu_ring.errors import UsageError
 from qemu_ring.migration import Goal, MappedRam, MigrationPlan, Multifd, Postcopy, Tcp
@@ -23,7 +24,7 @@ from qemu_ring.migration import Goal, MappedRam, MigrationPlan, Multifd, Postcop
 def plan(*arguments: str) -> MigrationPlan:
     context = migrate.migrate.make_context("migrate", ["source", *arguments])
     options: dict[str, Any] = dict(context.params)
-    return plan_of(options, options["to_file"] or options["from_file"])
+    return plan_of(options, saved_in(options["to_file"] or options["from_file"], None))
 
 
 def test_options_of_a_plan() -> None:
