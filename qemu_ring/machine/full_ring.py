@@ -91,6 +91,6 @@ def _passes(memory: int) -> int:
 
 def _cpu_seconds(thread: int) -> float:
     """What a thread has had of a CPU's time."""
-    fields = Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{thread}/stat").read_text(errors="replace").rpartition(")")[2].split()
     user, system = int(fields[11]), int(fields[12])
     return (user + system) / os.sysconf("SC_CLK_TCK")

@@ -107,7 +107,7 @@ def _candidates(peer: TransportSocket, threads: frozenset[int]) -> Sequence[int]
 def _process_of(thread: int) -> int | None:
     """The process that a thread of this host belongs to."""
     with suppress(OSError):
-        for line in Path(f"/proc/{thread}/status").read_text().splitlines():
+        for line in Path(f"/proc/{thread}/status").read_text(errors="replace").splitlines():
             if line.startswith("Tgid:"):
                 return int(line.split()[1])
     return None

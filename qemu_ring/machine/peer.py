@@ -64,7 +64,7 @@ def serving_user(client: _Client) -> int | None:
         return None
     process, user = serving_process(client), credentials(client)[1]
     with suppress(OSError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        for line in Path(f"/proc/{process}/status").read_text(errors="replace").splitlines():
             name, *ids = line.split()
             if name == "Uid:":  # real, effective, saved, and that for files
                 return int(ids[3])

@@ -49,7 +49,9 @@ async def require_lockable(monitor: Monitor, connections: int) -> None:
 def _limit(thread: int) -> int | None:
     """Bytes that a thread's process may lock; None for no limit, or if it is not known."""
     try:
-        status, limits = (Path(f"/proc/{thread}/{name}").read_text() for name in _FILES)
+        status, limits = (
+            Path(f"/proc/{thread}/{name}").read_text(errors="replace") for name in _FILES
+        )
     except OSError:
         return None
     capable = re.search(r"^CapEff:\s+([0-9a-f]+)$", status, re.MULTILINE)

@@ -239,7 +239,7 @@ def _address(pid: int) -> str:
 def _parent(pid: int) -> int:
     """The parent of a process; 0 if that is over already."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except FileNotFoundError:
         return 0
     return int(stat.rpartition(")")[2].split()[1])

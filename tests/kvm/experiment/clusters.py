@@ -75,9 +75,11 @@ def descendants(pid: int) -> dict[int, str]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(entry.name)] = int(
-                (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
             )
-            lines[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+            lines[int(entry.name)] = (
+                (entry / "cmdline").read_text(errors="replace").replace("\0", " ")
+            )
         except OSError:
             continue
     found: dict[int, str] = {}
@@ -96,7 +98,7 @@ def qemus_of(process: subprocess.Popen[Any]) -> list[int]:
 def is_running(pid: int) -> bool:
     """Tell if there is such a process, and no zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"

@@ -54,7 +54,7 @@ def children(pid: int) -> list[int]:
 
 def is_running(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except FileNotFoundError:
         return False
     return state not in "ZX"
