@@ -12,7 +12,14 @@ from qemu_ring.cli.frame.sizes import SECONDS
 from qemu_ring.errors import FieldError
 from qemu_ring.qmp import DEFAULT_TIMEOUT, set_answer_timeout
 
-__all__ = ["answer_timeout_option", "in_options", "json_option", "json_option_that", "qemu_option"]
+__all__ = [
+    "answer_timeout_option",
+    "in_options",
+    "json_option",
+    "json_option_that",
+    "option_of",
+    "qemu_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,8 +50,12 @@ def in_options(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except FieldError as error:
-        last = error.field.rpartition(".")[2]
-        raise error.renamed(names.get(error.field, f"--{last.replace('_', '-')}")) from error
+        raise error.renamed(option_of(error.field, names)) from error
+
+
+def option_of(field: str, names: Mapping[str, str]) -> str:
+    """The option for a field, as `in_options` has it."""
+    return names.get(field, f"--{field.rpartition('.')[2].replace('_', '-')}")
 
 
 def _set_answer_timeout(_: click.Context, __: click.Parameter, seconds: float) -> None:

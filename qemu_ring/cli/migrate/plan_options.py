@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from qemu_ring.cli.frame.options import in_options, option_of
 from qemu_ring.errors import UsageError
 from qemu_ring.migration import (
     AbortRules,
@@ -27,7 +28,6 @@ from qemu_ring.migration import (
     MappedRam,
     MigrationPlan,
     Multifd,
-    PlanError,
     Postcopy,
     Precopy,
     Tcp,
@@ -106,17 +106,10 @@ def plan_of(options: dict[str, Any], saved: Channel | None) -> MigrationPlan:
     given = {field for field, key in _ASKED.items() if options[key] not in (None, False)}
     if options["kind"] == "postcopy":
         given.add(POSTCOPY)
-    try:
-        require_needed(given, _option)
+    with in_options(_OPTIONS):
+        require_needed(given, lambda field: option_of(field, _OPTIONS))
         _check(options, channel)
         return _plan(options, channel)
-    except PlanError as error:
-        raise error.renamed(_option(error.field)) from error
-
-
-def _option(field: str) -> str:
-    """The option for a field of the plan."""
-    return _OPTIONS.get(field, f"--{_dashed(field.rpartition('.')[2])}")
 
 
 def _plan(options: dict[str, Any], channel: Channel) -> MigrationPlan:
@@ -330,7 +323,3 @@ def _channel(text: str | None, exec_incoming: str | None, saved: Channel | None)
         f"no such channel: {text}",
         hint="use unix, unix:PATH, unix:@NAME, tcp:HOST:PORT, fd or exec:COMMAND",
     )
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
