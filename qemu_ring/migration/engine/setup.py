@@ -33,7 +33,7 @@ async def set_up(
     Args:
         stack: sets them back when it is closed.
         plan: what is wanted.
-        source: the guest's.
+        source: the guest's, which the caller has found idle.
         destination: None if there is none, or it is yet to be started.
         held: whether the guest is held at the destination, to be verified.
         throttle: the means that the plan's goal takes.
@@ -52,7 +52,6 @@ async def set_up(
     if isinstance(plan.throttle, DirtyLimit):
         how = "throttling by dirty-limit"
         await require_safe_numbers(source.monitor, how, "throttle by auto-converge")
-    await source.require_idle()
     if isinstance(plan.kind, CprReboot) and plan.kind.ignore_shared:
         await require_restorable(source.monitor)
     different: tuple[Difference, ...] = ()
