@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 from asyncio.trsock import TransportSocket
@@ -64,6 +65,21 @@ class Instance:
         poll = select.poll()
         poll.register(self._process, select.POLLIN)
         return Life.ENDED if poll.poll(0) else Life.RUNS
+
+    async def ends(self, within: float) -> bool:
+        """Whether its process is known to have ended, or is seen to in so many seconds."""
+        if self._process is None:
+            return False
+        process, loop, ended = os.dup(self._process), asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(process, ended.set)
+        try:
+            await asyncio.wait_for(ended.wait(), within)
+        except asyncio.TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(process)
+            os.close(process)
+        return True
 
     @property
     def is_local(self) -> bool:

@@ -30,6 +30,8 @@ __all__ = ["Machine"]
 
 _LAST_LINES = 3
 _NOTICE_SECONDS = 0.3
+_END_SECONDS = 2.0
+"""For a process whose monitor is gone to end, if that is why."""
 _REGAIN_SECONDS = 10.0
 _IN_VAIN_SECONDS = 8.0
 """Of these, for a monitor that cannot be regained: what is left is for its process to end."""
@@ -290,7 +292,17 @@ class Machine:
             await asyncio.wait_for(self.monitor.wait_disconnected(), _NOTICE_SECONDS)
         except asyncio.TimeoutError:
             return False
-        return self.owned or self.life is Life.ENDED
+        return self.owned or await self.has_ended()
+
+    async def has_ended(self) -> bool:
+        """Whether it is known to have ended, for one whose monitor is lost.
+
+        The kernel closes the files of a process before it tells of its end, and on a busy host
+        time passes in between: one that is seen to run is given up to 2 s.
+        """
+        if self._process is not None:
+            return await _ends(self._process)
+        return self._instance is not None and await self._instance.ends(_END_SECONDS)
 
     async def wait(self) -> None:
         """Wait until a QEMU that was started here has ended by itself; `returncode` tells how."""
@@ -352,7 +364,7 @@ def last_lines(text: str, count: int = _LAST_LINES) -> str:
 async def _ends(process: ChildProcess) -> bool:
     """Whether a process whose monitor is gone ends by itself, which takes a moment."""
     try:
-        await asyncio.wait_for(process.wait(), 2.0)
+        await asyncio.wait_for(process.wait(), _END_SECONDS)
     except asyncio.TimeoutError:
         return False
     return True

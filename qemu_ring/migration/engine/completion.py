@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from qemu_ring.errors import QemuRingError
-from qemu_ring.machine import Life, Machine
+from qemu_ring.machine import Machine
 from qemu_ring.migration.channels.channel import Connection
 from qemu_ring.migration.downtime import Downtime, GuestDowntime
 from qemu_ring.migration.engine.destination import Receiver
@@ -141,7 +141,8 @@ class Completion:
         watch = self._watch
         if isinstance(watch.failure, QmpError):
             what = "the source is lost"
-            if isinstance(watch.failure, DisconnectedError) and self._source.life is not Life.ENDED:
+            lost = isinstance(watch.failure, DisconnectedError)
+            if lost and not await self._source.has_ended():
                 what = "the source's monitor is lost, and what became of its QEMU is not known"
             error = await self._error(f"{what}: {watch.failure.message}")
             error.__cause__ = watch.failure

@@ -197,6 +197,22 @@ async def test_attached_qemu_that_ends(
             await machine.monitor.close()
 
 
+async def test_end_that_is_seen_after_the_monitor_is_gone(
+    qemu_path: Path, ram: MemoryBackend, tmp_path: Path
+) -> None:
+    """The kernel closes a process's sockets first: on a busy host, noticeably before it ends."""
+    path = tmp_path / "monitor"
+    description = described(ram, extra=("-qmp", f"unix:{path},server=on,wait=off"))
+    async with await Machine.start(qemu_path, description) as machine:
+        machine.may_end()
+        with pytest.raises(MachineDiedError, match="attached: "):
+            async with await Machine.attach(path, name="attached") as attached:
+                await attached.identify()
+                await attached.monitor.close()
+                asyncio.get_running_loop().call_later(0.3, machine.kill)
+                await commands.query_status(attached.monitor)
+
+
 CONTROLLER = """
 import asyncio, sys
 from pathlib import Path
