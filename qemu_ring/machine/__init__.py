@@ -13,6 +13,7 @@ from qemu_ring.machine.errors import MachineDiedError, MachineError
 from qemu_ring.machine.host import Host, probe_host, require_memory
 from qemu_ring.machine.instance import Instance, Life
 from qemu_ring.machine.kvm import KvmCapabilities, probe_kvm
+from qemu_ring.machine.last_words import LastWords
 from qemu_ring.machine.leftovers import Leftovers, new_folder_name
 from qemu_ring.machine.machine import Machine
 from qemu_ring.machine.memory import UnnamedFile, require_space
@@ -24,6 +25,7 @@ from qemu_ring.machine.peer import (
     serving_process,
     serving_user,
 )
+from qemu_ring.machine.process import last_lines
 from qemu_ring.machine.sockets import credentials
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "Host",
     "Instance",
     "KvmCapabilities",
+    "LastWords",
     "Leftovers",
     "Life",
     "Machine",
@@ -49,6 +52,7 @@ __all__ = [
     "credentials",
     "diagnose",
     "find_qemu",
+    "last_lines",
     "named_socket",
     "new_folder_name",
     "probe_host",

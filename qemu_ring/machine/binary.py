@@ -15,8 +15,7 @@ from pathlib import Path
 from qemu_ring.build import built_binary
 from qemu_ring.errors import HostError, QemuUnsuitableError, UsageError
 from qemu_ring.machine.description import CommandLine
-from qemu_ring.machine.machine import last_lines
-from qemu_ring.machine.process import ChildProcess
+from qemu_ring.machine.process import ChildProcess, last_lines
 from qemu_ring.machine.properties import FLUSH_POLICY, RING_SIZE
 from qemu_ring.qmp import CommandError, Monitor, PropertyInfo, QmpError, Schema, commands
 
@@ -214,7 +213,7 @@ async def _asked(path: Path, timeout: float | None) -> AsyncIterator[Monitor]:
     except QmpError as error:
         await process.stop()
         text = process.output()
-        why = last_lines(text) if text.strip() else error.message
+        why = last_lines(text, nothing=error.message)
         raise QemuUnsuitableError(
             f"{path} is no usable QEMU: {why}", hint=f"name a {_NAME} binary with --qemu"
         ) from error

@@ -20,7 +20,7 @@ from qemu_ring.machine.description import CommandLine, MachineDescription
 from qemu_ring.machine.errors import MachineDiedError, MachineError
 from qemu_ring.machine.instance import Instance, Life
 from qemu_ring.machine.memory import UnnamedFile
-from qemu_ring.machine.process import ChildProcess
+from qemu_ring.machine.process import ChildProcess, last_lines
 from qemu_ring.qmp import Address, ConnectError, Monitor, QmpError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Machine"]
 
-_LAST_LINES = 3
 _NOTICE_SECONDS = 0.3
 _END_SECONDS = 2.0
 """For a process whose monitor is gone to end, if that is why."""
@@ -36,6 +35,7 @@ _REGAIN_SECONDS = 10.0
 _IN_VAIN_SECONDS = 8.0
 """Of these, for a monitor that cannot be regained: what is left is for its process to end."""
 _POLL_SECONDS = 0.05
+_NOTHING = "it logged nothing"
 _TEXTS = ("output", "log", "serial")
 _log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Machine:
                     raise
                 how = _how(process.returncode) if ended_itself else "its monitor did not answer"
                 raise MachineError(
-                    f"{name}: {binary} did not start: {how}: {last_lines(text)}"
+                    f"{name}: {binary} did not start: {how}: {last_lines(text, nothing=_NOTHING)}"
                 ) from error
             files.pop_all()
         return cls(
@@ -219,7 +219,7 @@ class Machine:
             return MachineDiedError(f"{self.name}: {error.message}", hint=error.hint)
         ended = await _ends(self._process)
         how = _how(self._process.returncode) if ended else f"it runs, but {error.message}"
-        lines = last_lines(self.text("output") or self.text("log"))
+        lines = last_lines(self.text("output") or self.text("log"), nothing=_NOTHING)
         return MachineDiedError(f"{self.name}: QEMU ended unasked: {how}: {lines}")
 
     async def identify(self) -> None:
@@ -353,12 +353,6 @@ class Machine:
             except OSError as error:
                 self.unsaved = f"{path}: {error.strerror or error}"
                 _log.warning("%s: a log was not kept: %s", self.name, self.unsaved)
-
-
-def last_lines(text: str, count: int = _LAST_LINES) -> str:
-    """The last lines of a log as one line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(lines[-count:]) or "it logged nothing"
 
 
 async def _ends(process: ChildProcess) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Mapping", "mappings", "opened_mapping", "path_in_process"]
+__all__ = ["Mapping", "is_mapped", "mappings", "opened_mapping", "path_in_process"]
 
 _PROC = Path("/proc")
 _SELF = "/proc/self/"
@@ -67,6 +68,15 @@ def path_in_process(process: int, path: str) -> Path:
     if path.startswith(_SELF):
         return folder / path.removeprefix(_SELF)
     return folder / "root" / path[1:] if path.startswith("/") else folder / "cwd" / path
+
+
+def is_mapped(address: int, size: int, mapped: Sequence[Mapping]) -> bool:
+    """Whether all of these bytes are mapped, in one piece or several; `mapped` by address."""
+    end = address
+    for one in mapped:
+        if one.start <= end < one.end:
+            end = one.end
+    return end >= address + size
 
 
 def opened_mapping(process: int, mapping: Mapping) -> int | None:

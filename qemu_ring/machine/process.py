@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,9 @@ from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import HostError
 from qemu_ring.machine.memory import UnnamedFile
 
-__all__ = ["ChildProcess"]
+__all__ = ["ChildProcess", "last_lines"]
+
+_MOST_LINES = 3
 
 # setpriv asks the kernel to kill the child when its parent dies. If the parent died
 # before that was in force, the shell sees another parent and does not go on.
@@ -185,3 +188,14 @@ class ChildProcess:
         self._pidfd = -1
         self._process.wait()
         self._ended.set()
+
+
+def last_lines(text: str, *, nothing: str = "") -> str:
+    """The last lines of what a program wrote, in one, without QEMU's name before them.
+
+    Args:
+        text: all that it wrote.
+        nothing: what to say of a program that wrote nothing.
+    """
+    lines = [re.sub(r"^\S*qemu-system-\S*: ", "", one).strip() for one in text.splitlines()]
+    return " | ".join([one for one in lines if one][-_MOST_LINES:]) or nothing

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qemu_ring.errors import UsageError
 from qemu_ring.machine import Machine, serving_process
-from qemu_ring.machine.mappings import Mapping, mappings, opened_mapping, path_in_process
+from qemu_ring.machine.mappings import Mapping, is_mapped, mappings, opened_mapping, path_in_process
 from qemu_ring.qmp import CommandError, Monitor, commands
 from qemu_ring.verify import Block, Memory, ProcessMemory, VerifyError
 
@@ -174,7 +174,7 @@ class _Side:
                     hint="use the QEMU's user, or root",
                 )
                 continue
-            if seen.main is None or _is_mapped(seen.main, side.sizes.get(side.main, 1), mapped):
+            if seen.main is None or is_mapped(seen.main, side.sizes.get(side.main, 1), mapped):
                 break
             problem = UsageError(
                 f"{machine.name}: process {pid} is not its QEMU",
@@ -277,15 +277,6 @@ async def _processes(monitor: Monitor) -> list[int]:
     return found
 
 
-def _is_mapped(address: int, size: int, mapped: list[Mapping]) -> bool:
-    """Whether all of it is."""
-    end = address
-    for one in mapped:  # in order
-        if one.start <= end < one.end:
-            end = one.end
-    return end >= address + size
-
-
 async def _address_of_backend(
     monitor: Monitor, backend: str, process: int, mapped: list[Mapping], size: int
 ) -> int | None:
@@ -306,7 +297,7 @@ def _opened(
     process: int, address: int, size: int, mapped: list[Mapping], files: ExitStack
 ) -> Memory | None:
     """The memory there; None if not all of it is mapped."""
-    if not _is_mapped(address, size, mapped):
+    if not is_mapped(address, size, mapped):
         return None
     parts = [one for one in mapped if one.start < address + size and one.end > address]
     first = parts[0]

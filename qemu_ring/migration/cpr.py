@@ -90,7 +90,7 @@ class _Successor:
     async def receiver(
         self, stack: AsyncExitStack, destination: Machine, plan: MigrationPlan
     ) -> Receiver:
-        side = Side("destination", destination.monitor)
+        side = Side("the destination", destination.monitor)
         stack.push_async_callback(side.restore)
         await side.set(destination_settings(plan))
         receiver = stack.enter_context(Receiver(destination))

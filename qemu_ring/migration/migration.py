@@ -149,7 +149,7 @@ class Migration:
         self._successor = successor
         self._steering: Steering | None = None
         self._stack = UninterruptibleStack()
-        self._source_side = Side("source", source.monitor)
+        self._source_side = Side("the source", source.monitor)
         self.differences: tuple[Difference, ...] = ()
         self._connection: Connection | None = None
         self._was_kept = False
@@ -386,7 +386,7 @@ class Migration:
         if self.destination is not None:
             if self.destination.monitor is self.source.monitor:
                 raise UsageError("source and destination are the same QEMU")
-            side = Side("destination", self.destination.monitor)
+            side = Side("the destination", self.destination.monitor)
         elif self._successor is not None:
             pass
         elif self.plan.channel.bidirectional:

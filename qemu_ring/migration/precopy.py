@@ -67,7 +67,10 @@ class HeldPrecopy:
         self._destination = destination.monitor
         self._arrives_at = destination
         self._pace = pace or Pace()
-        self._sides = (Side("source", source.monitor), Side("destination", destination.monitor))
+        self._sides = (
+            Side("the source", source.monitor),
+            Side("the destination", destination.monitor),
+        )
         self._stopped = False
         self._stack = UninterruptibleStack()
 

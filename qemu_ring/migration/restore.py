@@ -41,7 +41,7 @@ async def restore(
     """
     if plan.channel.bidirectional:
         raise UsageError(f"nothing can be restored from {plan.channel.words}")
-    side = Side("destination", destination.monitor)
+    side = Side("the destination", destination.monitor)
     settings = destination_settings(plan)
     await require_support([(side, settings)])
     await side.require_waiting()

@@ -26,7 +26,6 @@ from qemu_ring.qmp.events import Event, Listener
 from qemu_ring.qmp.models import (
     CharDevice,
     CpuInfo,
-    DirtyRate,
     KvmInfo,
     MemoryBackendInfo,
     MigrationInfo,
@@ -72,7 +71,6 @@ __all__ = [  # noqa: RUF022 - in order of importance
     "PciDevice",
     "PciRegion",
     "MemoryBackendInfo",
-    "DirtyRate",
     "PropertyInfo",
     "CharDevice",
     "Address",

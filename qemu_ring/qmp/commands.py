@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Literal
 
 from qemu_ring.qmp.errors import DisconnectedError
 from qemu_ring.qmp.models import (
     CapabilityState,
     CharDevice,
     CpuInfo,
-    DirtyRate,
     FdSet,
     KvmInfo,
     MemoryBackendInfo,
@@ -28,7 +26,6 @@ from qemu_ring.qmp.models import (
 from qemu_ring.qmp.monitor import Monitor
 
 __all__ = [
-    "calc_dirty_rate",
     "cont",
     "device_list_properties",
     "human",
@@ -47,7 +44,6 @@ __all__ = [
     "query_capabilities",
     "query_chardev",
     "query_cpus_fast",
-    "query_dirty_rate",
     "query_fdsets",
     "query_kvm",
     "query_memdev",
@@ -225,26 +221,6 @@ async def set_parameters(
     """Set migration parameters, underscores for dashes, as ``max_bandwidth=2**20`` (bytes/s)."""
     arguments = {name.replace("_", "-"): value for name, value in parameters.items()}
     await monitor.execute("migrate-set-parameters", arguments, timeout=timeout)
-
-
-async def calc_dirty_rate(
-    monitor: Monitor,
-    seconds: int,
-    *,
-    mode: Literal["page-sampling", "dirty-ring", "dirty-bitmap"] = "page-sampling",
-    sample_pages: int | None = None,
-    timeout: float | None = None,
-) -> None:
-    """Begin to measure the dirty rate for so many seconds; `query_dirty_rate` has the result."""
-    arguments: dict[str, object] = {"calc-time": seconds, "mode": mode}
-    if sample_pages is not None:
-        arguments["sample-pages"] = sample_pages
-    await monitor.execute("calc-dirty-rate", arguments, timeout=timeout)
-
-
-async def query_dirty_rate(monitor: Monitor, *, timeout: float | None = None) -> DirtyRate:
-    """Tell the dirty rate last measured."""
-    return await monitor.call("query-dirty-rate", DirtyRate, timeout=timeout)
 
 
 # Devices, objects and the rest

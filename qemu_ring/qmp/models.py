@@ -8,7 +8,7 @@ versions send are optional.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,7 +17,6 @@ __all__ = [
     "CapabilityState",
     "CharDevice",
     "CpuInfo",
-    "DirtyRate",
     "FdSet",
     "KvmInfo",
     "MemoryBackendInfo",
@@ -34,7 +33,6 @@ __all__ = [
     "QmpModel",
     "SocketAddress",
     "StatusInfo",
-    "VcpuDirtyRate",
     "VersionInfo",
     "XbzrleCache",
 ]
@@ -316,29 +314,6 @@ class MemoryBackendInfo(QmpModel):
     reserve: bool | None = None
     policy: str
     host_nodes: tuple[int, ...] = ()
-
-
-class VcpuDirtyRate(QmpModel):
-    """One vCPU's dirty rate, in MiB/s."""
-
-    id: int
-    dirty_rate: int
-
-
-class DirtyRate(QmpModel):
-    """query-dirty-rate; `dirty_rate` in MiB/s once status is ``measured``."""
-
-    status: Literal["unstarted", "measuring", "measured"]
-    mode: str
-    dirty_rate: int | None = None
-    vcpu_dirty_rate: tuple[VcpuDirtyRate, ...] = ()
-    start_time: int
-    """Host uptime at the start, in seconds."""
-    calc_time: int
-    """How long it measures, in `calc_time_unit`."""
-    calc_time_unit: str = "second"
-    sample_pages: int
-    """Pages sampled of each GiB, in mode ``page-sampling``."""
 
 
 class PropertyInfo(QmpModel):

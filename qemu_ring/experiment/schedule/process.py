@@ -14,7 +14,7 @@ from qemu_ring._compat import timeout as deadline
 from qemu_ring.experiment.plan.cells import Cell, Run
 from qemu_ring.experiment.results.record import Status
 from qemu_ring.experiment.run.draft import empty_record
-from qemu_ring.machine.machine import last_lines
+from qemu_ring.machine import last_lines
 from qemu_ring.machine.memory import UnnamedFile
 from qemu_ring.machine.process import ChildProcess
 from qemu_ring.qmp import answer_timeout
@@ -107,7 +107,8 @@ def _without_record(cell: Cell, process: ChildProcess, *, late: bool) -> dict[st
     how = f"exit status {code}"
     if code is not None and code < 0:
         how = f"killed by {_signal_name(-code)}"
-    return empty_record(Status.CRASHED, f"its process ended: {how}: {last_lines(process.output())}")
+    said = last_lines(process.output(), nothing="it wrote nothing")
+    return empty_record(Status.CRASHED, f"its process ended: {how}: {said}")
 
 
 def _signal_name(number: int) -> str:

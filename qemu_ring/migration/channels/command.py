@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import UsageError
-from qemu_ring.machine.machine import last_lines
+from qemu_ring.machine import last_lines
 from qemu_ring.machine.process import ChildProcess
 from qemu_ring.migration.channels.channel import STREAM_MAGIC, Channel, Connection
 from qemu_ring.migration.channels.passed_fds import PassedFds
@@ -210,4 +210,4 @@ class _CommandConnection(Connection):
         number = -status if status < 0 else status - _SIGNALLED
         with suppress(ValueError):
             how += f" ({signal.Signals(number).name})"
-        return f"{self._named} {how}: {last_lines(words) if words.strip() else 'it wrote nothing'}"
+        return f"{self._named} {how}: {last_lines(words, nothing='it wrote nothing')}"

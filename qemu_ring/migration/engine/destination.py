@@ -8,10 +8,9 @@ from contextlib import suppress
 from types import TracebackType
 
 from qemu_ring.errors import DeadlineError, QemuRingError
-from qemu_ring.machine import Machine
+from qemu_ring.machine import LastWords, Machine, last_lines
 from qemu_ring.migration.downtime import Moment
 from qemu_ring.migration.engine.idle import settled
-from qemu_ring.migration.engine.last_words import LastWords, last_lines
 from qemu_ring.migration.engine.outcome import stays_when_it_fails
 from qemu_ring.migration.errors import MigrationError
 from qemu_ring.qmp import (

@@ -83,9 +83,9 @@ async def find_obstacles(
     Raises:
         QmpError: a side did not answer.
     """
-    sides = [(Side("source", source), source_settings(plan))]
+    sides = [(Side("the source", source), source_settings(plan))]
     if destination is not None:
-        sides.append((Side("destination", destination), destination_settings(plan)))
+        sides.append((Side("the destination", destination), destination_settings(plan)))
     found: list[Difference] = []
     requirements: list[Callable[[], Awaitable[None]]] = [
         partial(require_support, sides),

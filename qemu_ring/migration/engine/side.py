@@ -29,7 +29,7 @@ class Side:
     """The source or the destination, with what was set there before.
 
     Attributes:
-        role: "source" or "destination".
+        role: what messages call it, such as "the source".
         monitor: its QMP session.
     """
 
@@ -46,6 +46,24 @@ class Side:
         capabilities = await commands.query_capabilities(self.monitor)
         return _lacks(settings, capabilities.keys(), await self.monitor.schema())
 
+    async def require_free(self) -> None:
+        """Check that it does not migrate, and that nothing keeps it from it.
+
+        Raises:
+            UsageError: it migrates already.
+            QemuUnsuitableError: something in it blocks migration; QEMU tells what.
+        """
+        info = await commands.query_migrate(self.monitor)
+        if info.is_active:
+            raise UsageError(
+                f"{self.role} migrates already: {info.status}",
+                hint="wait for its end, cancel it, or recover it: qemu-ring migrate --recover",
+            )
+        if info.blocked_reasons:
+            raise QemuUnsuitableError(
+                f"{self.role} cannot migrate: {'; '.join(info.blocked_reasons)}"
+            )
+
     async def require_idle(self) -> None:
         """Check that a source may migrate now.
 
@@ -53,22 +71,13 @@ class Side:
             UsageError: it is no source, or migrates already.
             QemuUnsuitableError: something in it blocks migration; QEMU tells what.
         """
-        info = await commands.query_migrate(self.monitor)
+        await self.require_free()
         state = (await commands.query_status(self.monitor)).status
-        if info.is_active:
-            raise UsageError(
-                f"the {self.role} migrates already: {info.status}",
-                hint="wait for its end, cancel it, or recover it: qemu-ring migrate --recover",
-            )
         if state in ("inmigrate", "postmigrate"):
             hint = "name the running guest first, then the one that waits"
             if await PreviousSettings.left(self.monitor) is not None:
                 hint = "its controller is gone: qemu-ring migrate --recover sees it to its end"
-            raise UsageError(f"the {self.role} cannot migrate, it is in state {state}", hint=hint)
-        if info.blocked_reasons:
-            raise QemuUnsuitableError(
-                f"the {self.role} cannot migrate: {'; '.join(info.blocked_reasons)}"
-            )
+            raise UsageError(f"{self.role} cannot migrate, it is in state {state}", hint=hint)
 
     async def require_waiting(self) -> None:
         """Check that a destination waits for its migration.
@@ -82,7 +91,7 @@ class Side:
             what = "listens already" if listening else f"is in state {state}"
             again = "start it anew" if listening else "start it"
             raise UsageError(
-                f"the {self.role} does not wait to be told where to listen, it {what}",
+                f"{self.role} does not wait to be told where to listen, it {what}",
                 hint=f"{again} with -incoming defer",
             )
 
@@ -121,7 +130,7 @@ class Side:
             await commands.set_capabilities(self.monitor, changed)
         except CommandError as error:
             raise QemuUnsuitableError(
-                f"the {self.role} refuses it: {error.description}",
+                f"{self.role} refuses it: {error.description}",
                 hint=_what_it_lacks(error.description, states),
             ) from error
 
@@ -140,7 +149,7 @@ class Side:
         try:
             await self.monitor.execute("migrate-set-parameters", parameters)
         except CommandError as error:
-            raise UsageError(f"the {self.role} refuses it: {error.description}") from error
+            raise UsageError(f"{self.role} refuses it: {error.description}") from error
 
     async def use_tls(
         self, directory: Path, endpoint: Literal["client", "server"], hostname: str | None
@@ -159,7 +168,7 @@ class Side:
             )
         except CommandError as error:
             raise QemuUnsuitableError(
-                f"the {self.role} cannot do TLS: {error.description}",
+                f"{self.role} cannot do TLS: {error.description}",
                 hint="see that QEMU was built with gnutls, and the certificates' names",
             ) from error
         parameters: dict[str, object] = {"tls-creds": TLS_ID}
@@ -173,7 +182,7 @@ class Side:
             return
         left = await PreviousSettings.left(self.monitor)
         if left is not None:
-            left.require_left(f"the {self.role}")
+            left.require_left(self.role)
             await left.put_back(self.monitor)
         self._is_noted = True  # before it is sent: when cancelled, it may be there all the same
         await PreviousSettings.note(self.monitor)
@@ -245,7 +254,7 @@ async def require_support(sides: list[tuple[Side, Settings]]) -> None:
         lacks = await side.lacks(settings)
         if lacks:
             version = ".".join(map(str, side.monitor.version))
-            missing.append(f"the {side.role} (QEMU {version}) has {', '.join(lacks)}")
+            missing.append(f"{side.role} (QEMU {version}) has {', '.join(lacks)}")
     if missing:
         raise QemuUnsuitableError("; ".join(missing), hint=_LEAVE_OUT)
 

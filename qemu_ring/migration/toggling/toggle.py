@@ -28,6 +28,7 @@ from qemu_ring.machine import Accelerator, Machine
 from qemu_ring.migration.engine.idle import SETTLE_SECONDS, has_ended, past_migration, settled
 from qemu_ring.migration.engine.previous_settings import set_capabilities, set_parameters
 from qemu_ring.migration.engine.settings import MANAGED_CAPABILITIES
+from qemu_ring.migration.engine.side import Side
 from qemu_ring.migration.errors import MigrationError
 from qemu_ring.migration.toggling.alike import require_alike, require_no_harm
 from qemu_ring.migration.toggling.drives import activate
@@ -182,16 +183,7 @@ async def _is_ready(original: Machine) -> bool:
         UsageError: it migrates, or is in another state than running and paused.
         QemuUnsuitableError: something in it blocks migration.
     """
-    info = await commands.query_migrate(original.monitor)
-    if info.is_active:
-        raise UsageError(
-            f"{original.name} is being migrated already, it is {info.status}",
-            hint="wait for its end, or cancel it",
-        )
-    if info.blocked_reasons:
-        raise QemuUnsuitableError(
-            f"{original.name} cannot be moved: {'; '.join(info.blocked_reasons)}"
-        )
+    await Side(original.name, original.monitor).require_free()
     status = await commands.query_status(original.monitor)
     if not status.running and status.status not in _AT_REST:
         raise UsageError(

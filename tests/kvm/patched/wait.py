@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qemu_ring.memslot import DirtyRings, query_memslots, query_rings
-from qemu_ring.qmp import Monitor, commands
+from qemu_ring.qmp import Monitor
+from qemu_ring.qmp.dirty import calc_dirty_rate
 from tests.waiting import until
 
 
@@ -26,7 +27,7 @@ async def wait_rings(
 
 async def log_dirty_pages(monitor: Monitor, *, ring: bool = True) -> None:
     """Have dirty pages logged for the rest of the test, and nothing else done about them."""
-    await commands.calc_dirty_rate(monitor, 60, mode="dirty-ring" if ring else "dirty-bitmap")
+    await calc_dirty_rate(monitor, 60, mode="dirty-ring" if ring else "dirty-bitmap")
 
     async def logs() -> bool:
         return all(slot.log_dirty for slot in await query_memslots(monitor))

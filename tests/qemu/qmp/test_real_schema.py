@@ -22,6 +22,7 @@ from qemu_ring.qmp import (
     Monitor,
     commands,
 )
+from qemu_ring.qmp.dirty import query_dirty_rate
 from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.qemu
@@ -108,7 +109,7 @@ async def test_typed_commands(process: Process, monitor: Monitor) -> None:
     assert (await commands.query_migrate(monitor)).status is None
     assert await commands.query_pci(monitor) == []
     assert "m" in [device.label for device in await commands.query_chardev(monitor)]
-    assert (await commands.query_dirty_rate(monitor)).dirty_rate is None
+    assert (await query_dirty_rate(monitor)).dirty_rate is None
     assert "running" in await commands.human(monitor, "info status")
     properties = await commands.device_list_properties(monitor, "virtio-rng-pci")
     assert "max-bytes" in [prop.name for prop in properties]

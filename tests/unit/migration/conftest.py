@@ -185,6 +185,9 @@ class FakeMachine(Machine):
     def life(self) -> Life:
         return self._fake.life
 
+    async def has_ended(self) -> bool:
+        return self.life is Life.ENDED
+
 
 @dataclass
 class Fakes:

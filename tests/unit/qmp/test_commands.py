@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qemu_ring.qmp import DisconnectedError, Monitor, ProtocolError, commands
+from qemu_ring.qmp.dirty import calc_dirty_rate
 from qemu_ring.qmp.models import MigrationStatus, PropertyInfo, StatusInfo
 
 if TYPE_CHECKING:
@@ -97,14 +98,14 @@ CASES: list[tuple[Call, str, dict[str, Any] | None, object, object]] = [
         None,
     ),
     (
-        lambda m: commands.calc_dirty_rate(m, 1),
+        lambda m: calc_dirty_rate(m, 1),
         "calc-dirty-rate",
-        {"calc-time": 1, "mode": "page-sampling"},
+        {"calc-time": 1},
         {},
         None,
     ),
     (
-        lambda m: commands.calc_dirty_rate(m, 2, mode="page-sampling", sample_pages=64),
+        lambda m: calc_dirty_rate(m, 2, mode="page-sampling", sample_pages=64),
         "calc-dirty-rate",
         {"calc-time": 2, "mode": "page-sampling", "sample-pages": 64},
         {},

@@ -7,9 +7,9 @@ import pickle
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from qemu_ring.qmp.dirty import DirtyRateInfo
 from qemu_ring.qmp.models import (
     CpuInfo,
-    DirtyRate,
     KvmInfo,
     MemoryBackendInfo,
     MigrationInfo,
@@ -221,8 +221,8 @@ def test_the_rest() -> None:
         "calc-time": 1,
         "vcpu-dirty-rate": [{"id": 0, "dirty-rate": 108}],
     }
-    assert DirtyRate.model_validate(rate).vcpu_dirty_rate[0].dirty_rate == 108
-    assert DirtyRate.model_validate({**rate, "status": "unstarted"}).calc_time_unit == "second"
+    assert DirtyRateInfo.model_validate(rate).vcpu_dirty_rate[0].dirty_rate == 108
+    assert DirtyRateInfo.model_validate({**rate, "status": "unstarted"}).calc_time_unit == "second"
     described = {"name": "addr", "type": "int32", "default-value": -1, "description": "Slot"}
     assert PropertyInfo.model_validate(described).default_value == -1
 

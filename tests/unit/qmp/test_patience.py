@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +16,7 @@ from qemu_ring.qmp import (
     commands,
     set_answer_timeout,
 )
+from tests.command import COMMAND
 
 if TYPE_CHECKING:
     from tests.unit.qmp.conftest import FakeQemu, Peer
@@ -59,7 +59,7 @@ async def test_context_says(qemu: FakeQemu) -> None:
 async def test_commands_take_an_option(qemu: FakeQemu) -> None:
     path = str(await qemu.unix(silent))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "qemu_ring.cli.main", "slots", path, "--answer-timeout", "0.5"),
+        *(*COMMAND, "slots", path, "--answer-timeout", "0.5"),
         stderr=asyncio.subprocess.PIPE,
     )
     _, err = await asyncio.wait_for(process.communicate(), 60)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 
-from qemu_ring.machine import serving_process
+from qemu_ring.machine.peer import serving_process
+from qemu_ring.machine.process import last_lines
 from qemu_ring.qmp import Monitor
 
-__all__ = ["LastWords", "last_lines"]
+__all__ = ["LastWords"]
 
 _MOST_BYTES = 1 << 16
-_MOST_LINES = 3
 
 
 class LastWords:
@@ -55,9 +54,3 @@ class LastWords:
         kind = self._where.partition(":[")[0]  # pipe:[123]: of no use to anybody
         where = self._where if kind == self._where else f"a {kind}"
         return f"its standard error, {where}, may tell more"
-
-
-def last_lines(text: str) -> str:
-    """The last lines of what a QEMU wrote, without its name, in one."""
-    lines = [re.sub(r"^\S*qemu-system-\S*: ", "", one).strip() for one in text.splitlines()]
-    return "; ".join([one for one in lines if one][-_MOST_LINES:])
