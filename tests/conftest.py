@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,8 +20,10 @@ import pytest
 
 from qemu_ring.errors import HostError
 from qemu_ring.machine.kvm import KvmCapabilities, probe_kvm
+from tests.command import COMMAND
+from tests.processes import Process, find_processes
 from tests.shm import SHM, is_of_another, own_shm_folder
-from tests.tiers import mark_matrices, without_full
+from tests.tiers import mark_alternating, mark_matrices, without_full
 
 IMPLIED_MARKERS = {"ring": ("kvm", "qemu"), "kvm": ("qemu",), "qemu": ()}
 LEFTOVER_DEADLINE = 60.0  # seconds that a test's processes and files have to go away after it
@@ -79,6 +81,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the tests marked full as well")
 
 
+def pytest_collection_finish() -> None:
+    """What is there when the tests begin is no test's garbage: collections need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_report_header() -> str:
     return str(this_host())
 
@@ -105,6 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     item.add_marker(pytest.mark.skip(reason=reasons[0]))
                 break
     mark_matrices(items)
+    mark_alternating(items)
     without_full(config, items)
 
 
@@ -126,7 +135,7 @@ def patched_qemu() -> Path:
     chosen = os.environ.get("QEMU_RING_PATCHED_QEMU")
     if chosen:
         return Path(chosen)
-    command = [sys.executable, "-m", "qemu_ring.cli.main", "build", "--json"]
+    command = [*COMMAND, "build", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
     assert done.returncode == 0, done.stderr
     return Path(json.loads(done.stdout)["qemu"]["path"])
@@ -175,22 +184,23 @@ def _nothing_left_behind(
 
 def _processes(owner: str) -> dict[int, str]:
     """Name the children of this process, and all processes started with `owner` in force."""
-    mark = f"{OWNER_VARIABLE}={owner}".encode()
-    found = {}
-    for entry in PROC.glob("[0-9]*"):
-        try:
-            name, _, rest = (entry / "stat").read_text().rpartition(")")
-            is_child = int(rest.split()[1]) == os.getpid()
-            if is_child or mark in (entry / "environ").read_bytes().split(b"\0"):
-                found[int(entry.name)] = name.partition("(")[2]
-        except OSError:  # it is gone, or another user's
-            continue
-    return found
+    mark = f"{OWNER_VARIABLE}={owner}"
+    found = find_processes(lambda one: one.parent == os.getpid() or one.was_told(mark))
+    return {one.pid: _name(one) for one in found}
+
+
+def _name(process: Process) -> str:
+    with contextlib.suppress(OSError):
+        return process.name
+    return "gone"
 
 
 def _held_files() -> set[str]:
     """Name the memory files, unnamed ones too, that this process has open or mapped."""
-    maps = (line.split(maxsplit=5) for line in (PROC / "self/maps").read_text().splitlines())
+    maps = (
+        line.split(maxsplit=5)
+        for line in (PROC / "self/maps").read_text(errors="replace").splitlines()
+    )
     found = {f"{fields[5]}, inode {fields[4]}" for fields in maps if len(fields) == 6}
     for link in (PROC / "self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the one that lists the directory
@@ -215,12 +225,8 @@ def _is_used_by_others(path: Path) -> bool:
     """
     if is_of_another(path):
         return True
-    for entry in PROC.glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int(entry.name) == os.getpid():
-                continue
-            if str(path) in (entry / "maps").read_text():
-                return True
-            if any(str(path) in str(link.readlink()) for link in (entry / "fd").iterdir()):
-                return True
-    return False
+
+    def uses(process: Process) -> bool:
+        return str(path) in process.maps or any(str(path) in name for name in process.opened)
+
+    return bool(find_processes(uses))

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import pytest
 
-__all__ = ["attempts", "cover", "mark_matrices", "without_full"]
+__all__ = ["attempts", "cover", "mark_alternating", "mark_matrices", "without_full"]
 
 Row = Mapping[str, Hashable]
 
@@ -65,6 +65,29 @@ def mark_matrices(items: Iterable[pytest.Item]) -> None:
         sufficient = {*cover(rows)} if len(rows[0]) > 1 else {*range(len(rows))}
         for index, (item, _) in enumerate(matrix):
             if index not in sufficient:
+                item.add_marker(pytest.mark.full)
+
+
+def mark_alternating(items: Iterable[pytest.Item]) -> None:
+    """Mark `full` all but one value of a parameter in each row of a test, each value in turn.
+
+    Of a test with the marker `alternating("binary")`: where that parameter is another program, and
+    what is tested is not what differs between them. Rows that this host skips stand for nothing.
+    """
+    rows: dict[object, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        marker = item.get_closest_marker("alternating")
+        if marker is None or item.get_closest_marker("skip") or item.get_closest_marker("full"):
+            continue
+        assert isinstance(item, pytest.Function)
+        (name,) = marker.args
+        if not hasattr(item, "callspec") or name not in item.callspec.params:
+            continue
+        others = {(other, id(it)) for other, it in item.callspec.params.items() if other != name}
+        rows[item.nodeid.partition("[")[0], frozenset(others)].append(item)
+    for number, row in enumerate(rows.values()):
+        for index, item in enumerate(row):
+            if index != number % len(row):
                 item.add_marker(pytest.mark.full)
 
 

@@ -91,5 +91,5 @@ def running_libvirt(home: Path) -> Iterator[Libvirt]:
 
 def listens(path: Path) -> bool:
     """Whether somebody listens there; a socket is there a moment before that. Connects to none."""
-    sockets = Path("/proc/net/unix").read_text().splitlines()
+    sockets = Path("/proc/net/unix").read_text(errors="replace").splitlines()
     return any(line.endswith(f" {path}") and " 00010000 " in line for line in sockets)

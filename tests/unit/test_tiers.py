@@ -49,9 +49,11 @@ def test_only_what_can_be_is_covered() -> None:
 def project(tmp_path: Path) -> Path:
     """Tests of both tiers beside this repository's conftest.py."""
     (tmp_path / "tests").mkdir()
-    for name in ("conftest.py", "shm.py", "tiers.py"):
-        (tmp_path / "tests" / name).write_text((ROOT / "tests" / name).read_text())
-    markers = "\n".join(f"  {name}" for name in ("full", "pairwise", "qemu", "kvm", "ring"))
+    for path in (ROOT / "tests").glob("*.py"):
+        (tmp_path / "tests" / path.name).write_text(path.read_text())
+    markers = "\n".join(
+        f"  {name}" for name in ("alternating", "full", "pairwise", "qemu", "kvm", "ring")
+    )
     (tmp_path / "pytest.ini").write_text(
         f"[pytest]\naddopts = --strict-markers --import-mode=importlib\nmarkers =\n{markers}\n"
     )
@@ -66,6 +68,13 @@ def project(tmp_path: Path) -> Path:
         "@pytest.mark.parametrize('c', range(3))\n"
         "@pytest.mark.parametrize('d', range(2))\n"
         "def test_matrix(a, b, c, d): assert b < 5\n"
+        "@pytest.fixture(params=['x', 'y'])\n"
+        "def binary(request): return request.param\n"
+        "@pytest.mark.alternating('binary')\n"
+        "def test_alone(binary): ...\n"
+        "@pytest.mark.alternating('binary')\n"
+        "@pytest.mark.parametrize('case', range(5))\n"
+        "def test_turns(binary, case): ...\n"
     )
     return tmp_path
 
@@ -97,3 +106,13 @@ def test_full_runs_all_and_else_what_is_marked_is_left_out(project: Path) -> Non
     for d, c, b, a in itertools.product(range(2), range(3), range(5), range(5)):
         for wanted in ({0: d, 1: c, 2: b}, {0: d, 1: c, 3: a}, {1: c, 2: b, 3: a}):
             assert any(all(row[i] == str(n) for i, n in wanted.items()) for row in rows)
+
+
+def test_of_two_programs_each_has_its_turn(project: Path) -> None:
+    fast, _ = run(project, "-k", "alone or turns")
+    everything, _ = run(project, "-k", "alone or turns", "--full")
+    assert len(everything) == 2 + 2 * 5
+    assert len(fast) == 1 + 5
+    chosen = re.findall(r"\[(?:(\d)-)?([xy])(?:-(\d))?\]", " ".join(fast))
+    assert len({before or after for before, _, after in chosen}) == 1 + 5
+    assert {name for _, name, _ in chosen} == {"x", "y"}

@@ -9,18 +9,17 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.command import COMMAND
+from tests.processes import descendants
 from tests.tiers import attempts
 from tests.waiting import DEADLINE, wait_until
 
 pytestmark = pytest.mark.ring
-
-COMMAND = [sys.executable, "-m", "qemu_ring.cli.main"]
 
 
 def run(*arguments: str, expect: int) -> subprocess.CompletedProcess[str]:
@@ -33,20 +32,6 @@ def run(*arguments: str, expect: int) -> subprocess.CompletedProcess[str]:
 def without_reminders(stderr: str) -> str:
     """What is said, but for the lines that a run of more than 15 s prints: a busy host's may."""
     return re.sub(r"^qemu-ring: .* stale pages, .*, goes on\n", "", stderr, flags=re.MULTILINE)
-
-
-def descendants(pid: int) -> set[int]:
-    """All processes below one, by /proc."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(entry.name)] = int(
-                (entry / "stat").read_text().rpartition(")")[2].split()[1]
-            )
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
 
 
 def wait_gone(pids: set[int]) -> None:
@@ -175,7 +160,7 @@ def test_signals_end_it_in_good_order(qemu_path: Path, number: signal.Signals, s
         text=True,
     )
     _until_qemus(process, 1)
-    below = descendants(process.pid)
+    below = {one.pid for one in descendants(process.pid)}
     process.send_signal(number)
     out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == status, err
@@ -197,7 +182,7 @@ def test_kill_9_leaves_nothing(qemu_path: Path, attempt: int) -> None:
     end = time.monotonic() + delay
     while time.monotonic() < end:
         assert process.poll() is None
-        below |= descendants(process.pid)
+        below |= {one.pid for one in descendants(process.pid)}
         time.sleep(0.01)
     process.kill()
     process.wait(timeout=DEADLINE)
@@ -212,7 +197,7 @@ def _until_qemus(process: subprocess.Popen[str], count: int) -> int:
         assert process.poll() is None
         assert time.monotonic() < deadline
         qemus = []
-        for pid in sorted(descendants(process.pid)):
+        for pid in sorted({one.pid for one in descendants(process.pid)}):
             with contextlib.suppress(OSError):
                 line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 if b"qemu-system" in line[0] and b"ivshmem-plain" in b" ".join(line):

@@ -17,12 +17,12 @@ from threading import Event, Thread
 
 import pytest
 
+from tests.command import COMMAND
 from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.ring
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMAND = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main"]
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

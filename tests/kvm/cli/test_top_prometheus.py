@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from qemu_ring.qmp import commands
-from tests.kvm.cli.top_guests import COMMAND, run, running
+from tests.kvm.cli.top_guests import TOP, run, running
 from tests.unit.observe.test_metrics import lint, value
 
 pytestmark = [pytest.mark.kvm, pytest.mark.ring]
@@ -29,7 +29,7 @@ Families = dict[str, Metric]
 async def exporter(*sockets: Path) -> AsyncIterator[str]:
     """Running; gives its URL, and ends it."""
     process = await asyncio.create_subprocess_exec(
-        *COMMAND,
+        *TOP,
         *map(str, sockets),
         *("--prometheus", "127.0.0.1:0", "--interval", "0.2", "--dirty-rate"),
         stdout=asyncio.subprocess.PIPE,

@@ -12,7 +12,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import termios
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -32,11 +31,12 @@ from qemu_ring.machine import (
     probe_qemu,
 )
 from qemu_ring.memslot import PciAddress, PciSlots, SlotDevice
+from tests.command import COMMAND
 from tests.waiting import DEADLINE
 
 MIB = 1 << 20
 RAM = 48 * MIB
-COMMAND = [sys.executable, "-m", "qemu_ring.cli.main", "top"]
+TOP = [*COMMAND, "top"]
 WIDTH, HEIGHT = 80, 24
 
 
@@ -98,7 +98,7 @@ async def running(
 async def run(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
     done = await asyncio.to_thread(
         subprocess.run,
-        [*COMMAND, *map(str, arguments)],
+        [*TOP, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=240,
@@ -111,7 +111,7 @@ async def run(*arguments: object, expect: int = 0) -> subprocess.CompletedProces
 async def documents(*arguments: object) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
     """The documents of `top --json`, as they come."""
     process = await asyncio.create_subprocess_exec(
-        *COMMAND,
+        *TOP,
         "--json",
         *map(str, arguments),
         stdout=asyncio.subprocess.PIPE,
@@ -148,7 +148,7 @@ class Terminal:
         setsid = shutil.which("setsid")
         assert setsid is not None
         self.process = subprocess.Popen(
-            [setsid, "--ctty", *COMMAND, *map(str, arguments)],
+            [setsid, "--ctty", *TOP, *map(str, arguments)],
             stdin=self.theirs,
             stdout=self.theirs,
             stderr=self.theirs,

@@ -6,13 +6,13 @@ import asyncio
 import json
 import signal
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from qemu_ring.machine import Accelerator
 from qemu_ring.qmp import commands
+from tests.command import COMMAND
 from tests.qemu.dirty.conftest import MIB
 from tests.waiting import DEADLINE
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.ring
 
-COMMAND = [sys.executable, "-m", "qemu_ring.cli.main"]
 RING = Accelerator("kvm", {"dirty-ring-size": 4096})
 TRACKING = {"accelerator": "kvm", "mode": "ring", "ring_entries": 4096}
 

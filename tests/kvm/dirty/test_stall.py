@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from qemu_ring.machine import (
 from qemu_ring.machine.full_ring import goes_on_with_full_ring
 from qemu_ring.migration import Migration, MigrationPlan
 from qemu_ring.qmp import commands
+from tests.command import COMMAND
 
 pytestmark = pytest.mark.ring
 
@@ -43,7 +43,7 @@ def description(ram: UnnamedFile, *, waits: bool = False) -> MachineDescription:
 
 
 async def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", *arguments]
+    command = [*COMMAND, *arguments]
     return await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, timeout=60
     )

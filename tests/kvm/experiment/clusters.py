@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tests.processes import descendants
 from tests.waiting import DEADLINE, wait_until
 
 
@@ -69,39 +70,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """Command lines of a process's children, theirs, and so on."""
-    parents, lines = {}, {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = int(
-                (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
-            )
-            lines[int(entry.name)] = (
-                (entry / "cmdline").read_text(errors="replace").replace("\0", " ")
-            )
-        except OSError:
-            continue
-    found: dict[int, str] = {}
-    new = {pid}
-    while new:
-        new = {one for one, parent in parents.items() if parent in new}
-        found |= {one: lines[one] for one in new}
-    return found
-
-
 def qemus_of(process: subprocess.Popen[Any]) -> list[int]:
     """The guests that a worker has started."""
-    return [pid for pid, line in descendants(process.pid).items() if "memory-backend=ram" in line]
-
-
-def is_running(pid: int) -> bool:
-    """Tell if there is such a process, and no zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+    return [one.pid for one in descendants(process.pid) if "memory-backend=ram" in one.command]
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,9 @@ from typing import Any
 import pytest
 
 from qemu_ring.experiment import Results, read_results
+from tests.command import COMMAND
 
-COMMAND = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "experiment"]
+EXPERIMENT = [*COMMAND, "experiment"]
 OWNER_VARIABLE = "QEMU_RING_TEST_OWNER"  # set by the watch over what tests leave behind
 SMALL = """\
 name: small
@@ -37,7 +36,7 @@ def experiment(tmp_path: Path) -> Experiment:
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*COMMAND, *map(str, arguments)],
+            [*EXPERIMENT, *map(str, arguments)],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -67,18 +66,3 @@ def program(path: Path, text: str) -> Path:
 def qemu_that(path: Path, qemu: Path, then: str) -> Path:
     """A QEMU that tells what it can do, and does something else when it shall run a guest."""
     return program(path, f'case "$*" in *"-machine none"*) exec {qemu} "$@";; esac\n{then}')
-
-
-def processes_with(mark: str) -> dict[int, str]:
-    """Command lines of all other processes that have NAME=VALUE in their environment."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                if state != "Z" and int(entry.name) != os.getpid():
-                    found[int(entry.name)] = line
-        except OSError:  # gone, or another user's
-            continue
-    return found

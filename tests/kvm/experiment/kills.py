@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qemu_ring.experiment import parse_experiment
+from tests.command import COMMAND
+from tests.processes import find_processes
 
-COMMAND = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "experiment"]
+EXPERIMENT = [*COMMAND, "experiment"]
 MARK = "QEMU_RING_KILLS"
 GONE_SECONDS = 60.0
 """That processes have to go away after their parent was killed."""
@@ -119,7 +121,7 @@ class Killer:
         temporary = self._folder / "tmp"
         temporary.mkdir(exist_ok=True)
         return subprocess.Popen(
-            [*COMMAND, "run", self._file, "-o", output, "--qemu", self._qemu],
+            [*EXPERIMENT, "run", self._file, "-o", output, "--qemu", self._qemu],
             env=os.environ | {name: value, "TMPDIR": str(temporary)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -143,26 +145,14 @@ class Killer:
     def _leftovers(self) -> list[str]:
         """Processes and files that are there though the runner has gone."""
         deadline = time.monotonic() + GONE_SECONDS
-        while processes := _processes_with(self._mark):
+        while processes := find_processes(lambda one: one.was_told(self._mark)):
             if time.monotonic() > deadline:
-                for pid in processes:
-                    os.kill(pid, signal.SIGKILL)
+                for process in processes:
+                    os.kill(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.01)
         files = [str(path) for path in (self._folder / "tmp").iterdir()]
-        return [f"orphan: {line[:80]}" for line in processes.values()] + files
-
-
-def _processes_with(mark: str) -> dict[int, str]:
-    """Command lines of the processes that have NAME=VALUE in their environment."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
-        except OSError:  # gone, or another user's
-            continue
-    return found
+        return [f"orphan: {process.pid}" for process in processes] + files
 
 
 def main() -> int:

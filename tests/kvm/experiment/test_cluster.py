@@ -23,10 +23,11 @@ from qemu_ring.experiment import (
     read_results,
     run_on_cluster,
 )
+from tests.processes import is_running
 from tests.waiting import DEADLINE, until
 
-from .clusters import LocalCluster, is_running, kill, qemus_of
-from .conftest import COMMAND, SMALL, Experiment, documents, documents_of, program, qemu_that
+from .clusters import LocalCluster, kill, qemus_of
+from .conftest import EXPERIMENT, SMALL, Experiment, documents, documents_of, program, qemu_that
 
 PLENTY = "KVM=1 MEMORY=1e9"
 
@@ -104,7 +105,7 @@ async def test_killed_runner_leaves_no_guest_on_the_workers_and_resumes(
     (tmp_path / "e.yaml").write_text(
         SMALL.replace("settle-seconds: 0.05", "settle-seconds: 30") + "repeats: 1\n"
     )
-    command = [*COMMAND, "run", "e.yaml", "-o", "r", "--scheduler", cluster.address]
+    command = [*EXPERIMENT, "run", "e.yaml", "-o", "r", "--scheduler", cluster.address]
     runner = await asyncio.create_subprocess_exec(
         *command, "--qemu", qemu_path, cwd=tmp_path, stderr=subprocess.DEVNULL
     )

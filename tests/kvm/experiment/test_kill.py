@@ -14,7 +14,7 @@ from qemu_ring.experiment import read_results
 from tests.waiting import DEADLINE, wait_until
 
 from .clusters import qemus_of
-from .conftest import COMMAND, SMALL
+from .conftest import EXPERIMENT, SMALL
 from .kills import Killer
 
 
@@ -43,7 +43,7 @@ def test_ended_by_a_signal(
     long = SMALL.replace("settle-seconds: 0.05", "settle-seconds: 50")
     (tmp_path / "e.yaml").write_text(f"{long}repeats: 1\n")
     runner = subprocess.Popen(
-        [*COMMAND, "run", tmp_path / "e.yaml", "-o", tmp_path / "r", "--qemu", qemu_path],
+        [*EXPERIMENT, "run", tmp_path / "e.yaml", "-o", tmp_path / "r", "--qemu", qemu_path],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

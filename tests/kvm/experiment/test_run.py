@@ -25,6 +25,7 @@ from qemu_ring.experiment import (
     run_left,
 )
 from qemu_ring.guest import image_bytes
+from tests.processes import find_processes
 from tests.waiting import DEADLINE
 
 from .conftest import (
@@ -33,7 +34,6 @@ from .conftest import (
     Experiment,
     documents,
     documents_of,
-    processes_with,
     program,
 )
 
@@ -176,10 +176,10 @@ def _opened(link: Path, stack: ExitStack) -> int:
 
 
 def _memory_of_waiting(owner: str) -> list[Path]:
-    for pid, line in processes_with(f"{OWNER_VARIABLE}={owner}").items():
-        if "-incoming defer" in line and "-machine pc" in line:
-            with suppress(OSError):  # it is gone
-                links = Path(f"/proc/{pid}/fd").iterdir()
+    for process in find_processes(lambda one: one.was_told(f"{OWNER_VARIABLE}={owner}")):
+        with suppress(OSError):  # it is gone
+            if "-incoming defer" in process.command and "-machine pc" in process.command:
+                links = (process.folder / "fd").iterdir()
                 return [one for one in links if "memfd:qemu-ring:ram" in str(one.readlink())]
     return []
 

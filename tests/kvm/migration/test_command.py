@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from qemu_ring.cli.main import main
+from tests.command import run_command, start_command
 from tests.kvm.migration.qemus import Qemus
 from tests.waiting import DEADLINE, wait_until
 
@@ -19,25 +19,12 @@ pytestmark = pytest.mark.kvm
 
 MIB = 1 << 20
 
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(*arguments: str, expect: int) -> tuple[str, str]:
-    process = start(*arguments)
-    out, err = process.communicate(timeout=3 * DEADLINE)
-    assert process.returncode == expect, err
-    return out, err
+migrate = partial(run_command, "migrate")
+start = partial(start_command, "migrate")
 
 
 def test_words(qemus: Qemus) -> None:
-    out, err = run(qemus.source, qemus.destination, "--verify", expect=0)
+    out, err = migrate(qemus.source, qemus.destination, "--verify")
     assert "precopy over fd: completed in" in out
     assert "the guest runs at the destination" in out
     assert re.search(r"memory: 4\d\.\d MiB compared, all equal", out)
@@ -48,7 +35,7 @@ def test_words(qemus: Qemus) -> None:
 
 def test_json(qemus: Qemus) -> None:
     options = ("--channel", "tcp:127.0.0.1:0", "--multifd", "2", "--max-bandwidth", "200M")
-    out, err = run(qemus.source, qemus.destination, "--verify", "--json", *options, expect=0)
+    out, err = migrate(qemus.source, qemus.destination, "--verify", "--json", *options, expect=0)
     document = json.loads(out)
     assert document["schema"] == {"name": "qemu-ring.migrate", "version": 1}
     assert document["stale_pages"] == 0
@@ -69,7 +56,7 @@ def test_json_of_two_that_differ(
     binary: Path = request.getfixturevalue(which)
     qemus = Qemus(tmp_path, binary, extra_twin=("-machine", "smm=off"))
     try:
-        out, err = run(qemus.source, qemus.destination, "--json", expect=0)
+        out, err = migrate(qemus.source, qemus.destination, "--json")
         [found] = json.loads(out)["differences"]
         assert "smm" in found["what"]
         assert found["fatal"] is False
@@ -83,7 +70,7 @@ def test_memory_that_cannot_be_compared_is_told_first(qemu_path: Path, tmp_path:
     one = "memory-backend-file,share=on,mem-path={folder}/one.ram"
     qemus = Qemus(tmp_path, qemu_path, memory=one)
     try:
-        out, err = run(qemus.source, qemus.destination, "--verify", expect=2)
+        out, err = migrate(qemus.source, qemus.destination, "--verify", expect=2)
         assert out == ""
         assert err.count("\n") == 1
         assert "memory ram: both sides have the same file, nothing can differ" in err
@@ -94,22 +81,22 @@ def test_memory_that_cannot_be_compared_is_told_first(qemu_path: Path, tmp_path:
 
 def test_tls_needs_a_name(qemus: Qemus, tmp_path: Path) -> None:
     options = ("--tls-dir", str(tmp_path))
-    _, err = run(qemus.source, qemus.destination, *options, expect=2)
+    _, err = migrate(qemus.source, qemus.destination, *options, expect=2)
     assert "TLS by fd needs the name in the destination's certificate" in err
-    _, err = run(qemus.source, "--to-file", str(tmp_path / "saved"), *options, expect=2)
+    _, err = migrate(qemus.source, "--to-file", str(tmp_path / "saved"), *options, expect=2)
     assert "its handshake needs an answer; use tcp, unix or fd" in err
     qemus.assert_alive()
 
 
 def test_to_a_file_and_back(qemus: Qemus, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
-    out, _ = run(qemus.source, "--to-file", str(saved), expect=0)
+    out, _ = migrate(qemus.source, "--to-file", str(saved))
     assert f"precopy over file:{saved}: completed" in out
     assert saved.stat().st_size > MIB
-    _, err = run(qemus.source, "--to-file", str(saved), expect=2)
+    _, err = migrate(qemus.source, "--to-file", str(saved), expect=2)
     assert "is there already; replace it with --overwrite" in err
     options = ("--leave-paused", "--json")
-    out, err = run(qemus.destination, "--from-file", str(saved), *options, expect=0)
+    out, err = migrate(qemus.destination, "--from-file", str(saved), *options, expect=0)
     document = json.loads(out)
     assert document["schema"] == {"name": "qemu-ring.restore", "version": 1}
     assert document["channel"] == f"file:{saved}"
@@ -120,20 +107,20 @@ def test_to_a_file_and_back(qemus: Qemus, tmp_path: Path) -> None:
 
 
 def test_from_no_file(qemus: Qemus, tmp_path: Path) -> None:
-    _, err = run(qemus.destination, "--from-file", str(tmp_path / "none"), expect=2)
+    _, err = migrate(qemus.destination, "--from-file", str(tmp_path / "none"), expect=2)
     assert "none cannot be opened: No such file" in err
     assert err.count("\n") == 1
-    _, err = run(qemus.destination, "--from-file", str(tmp_path / "source.ram"), expect=2)
+    _, err = migrate(qemus.destination, "--from-file", str(tmp_path / "source.ram"), expect=2)
     assert "source.ram holds no saved guest" in err
     (tmp_path / "begun").write_bytes(b"QEVM")
-    _, err = run(qemus.source, "--from-file", str(tmp_path / "begun"), expect=2)
+    _, err = migrate(qemus.source, "--from-file", str(tmp_path / "begun"), expect=2)
     assert "it is in state running; start it with -incoming defer" in err
     qemus.assert_alive()
 
 
 def test_rule_aborts_it(qemus: Qemus) -> None:
     options = ("--max-bandwidth", "1M", "--abort-seconds", "0.3")
-    out, err = run(qemus.source, qemus.destination, *options, expect=4)
+    out, err = migrate(qemus.source, qemus.destination, *options, expect=4)
     assert out == ""
     assert err.count("\n") == 1
     assert "aborted: it took longer than 0.3 s; the guest runs on at the source" in err
@@ -157,16 +144,16 @@ def test_signals_leave_the_guest_at_the_source(
     assert err.count("\n") == 1
     assert not list(tmp_path.glob("*saved*"))
     # The source goes on, and can be migrated.
-    run(qemus.source, qemus.destination, expect=0)
+    migrate(qemus.source, qemus.destination)
     qemus.assert_alive()
 
 
 def test_what_qemu_refuses_is_one_line(qemus: Qemus) -> None:
-    out, err = run(qemus.source, qemus.destination, "--dirty-limit", "20M", expect=3)
+    out, err = migrate(qemus.source, qemus.destination, "--dirty-limit", "20M", expect=3)
     assert out == ""
     assert err.count("\n") == 1
     assert "dirty-limit" in err
-    swapped = run(qemus.destination, qemus.source, expect=2)
+    swapped = migrate(qemus.destination, qemus.source, expect=2)
     assert "cannot migrate, it is in state inmigrate; name the running guest first" in swapped[1]
     qemus.assert_alive()
 
@@ -247,7 +234,7 @@ def test_wrong_input_is_one_line(
 
 
 def test_nobody_there(tmp_path: Path) -> None:
-    out, err = run(str(tmp_path / "none"), str(tmp_path / "neither"), expect=2)
+    out, err = migrate(str(tmp_path / "none"), str(tmp_path / "neither"), expect=2)
     assert out == ""
     assert err.count("\n") == 1
     assert "is QEMU running" in err

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,18 +25,21 @@ from qemu_ring.migration import (
     restore,
 )
 from qemu_ring.qmp import MigrationStatus, commands
+from tests.command import run_command, start_command
 from tests.kvm.migration.conftest import StartPair
 from tests.kvm.migration.qemus import Qemus
-from tests.kvm.migration.test_command import run, start
+from tests.processes import Process, find_processes
 from tests.waiting import DEADLINE, wait_until
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.alternating("binary")]
 
 MIB = 1 << 20
+
+migrate = partial(run_command, "migrate")
+start = partial(start_command, "migrate")
 LONG = 200.0
 NAP = f"sleep 600.{os.getpid():07}"
 """Of these tests, and of no others that run beside them."""
-NAPS = NAP.replace(" ", "\0")
 
 
 @pytest.fixture(params=["distribution", "patched"])
@@ -56,17 +60,12 @@ def qemus(binary: Path, tmp_path: Path) -> Iterator[Qemus]:
 
 def running(mark: str) -> list[int]:
     """Processes with these words in their command line, but for those that ask."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal() and int(folder.name) != os.getpid():
-            try:
-                words = (folder / "cmdline").read_bytes()
-                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                continue
-            if mark.encode() in words and b"qemu_ring.cli.main" not in words and state != "Z":
-                found.append(int(folder.name))
-    return found
+
+    def matches(process: Process) -> bool:
+        words = process.command
+        return mark in words and "qemu_ring.cli.main" not in words and process.state != "Z"
+
+    return [one.pid for one in find_processes(matches)]
 
 
 def runs_at_source(qemus: Qemus) -> bool:
@@ -89,12 +88,12 @@ def size(path: Path) -> int:
 def test_there_and_back(qemus: Qemus, tmp_path: Path, to: str, back: str) -> None:
     saved = tmp_path / "saved with a space"
     quoted = f"'{saved}'"
-    out, err = run(qemus.source, "--to-command", to.format(quoted), expect=0)
+    out, err = migrate(qemus.source, "--to-command", to.format(quoted))
     assert f"precopy over command:{to.format(quoted)}: completed" in out
     assert err == ""
     assert 0 < saved.stat().st_size < 40 * MIB
     options = ("--leave-paused", "--json")
-    out, err = run(qemus.destination, "--from-command", back.format(quoted), *options, expect=0)
+    out, err = migrate(qemus.destination, "--from-command", back.format(quoted), *options, expect=0)
     document = json.loads(out)
     assert document["schema"] == {"name": "qemu-ring.restore", "version": 1}
     assert document["state"] == "paused"
@@ -120,15 +119,15 @@ def test_guest_that_is_not_saved_goes_on(
     qemus: Qemus, tmp_path: Path, command: str, words: str
 ) -> None:
     text = command.format(tmp_path, nap=NAP)
-    out, err = run(qemus.source, "--to-command", text, expect=4)
+    out, err = migrate(qemus.source, "--to-command", text, expect=4)
     assert out == ""
     assert err.count("\n") == 1
     assert words in err
     assert "the guest runs on at the source" in err or "the guest runs at the source" in err
     assert runs_at_source(qemus)
-    assert running(NAPS) == []
+    assert running(NAP) == []
     # It can be migrated all the same.
-    run(qemus.source, qemus.destination, expect=0)
+    migrate(qemus.source, qemus.destination)
     qemus.assert_alive()
 
 
@@ -145,23 +144,23 @@ def test_guest_that_is_not_saved_goes_on(
 def test_what_gives_no_guest_uses_no_qemu_up(
     qemus: Qemus, tmp_path: Path, command: str, words: str
 ) -> None:
-    out, err = run(qemus.destination, "--from-command", command.format(nap=NAP), expect=4)
+    out, err = migrate(qemus.destination, "--from-command", command.format(nap=NAP), expect=4)
     assert out == ""
     assert err.count("\n") == 1
     assert words in err
     assert "the QEMU that waits was not touched" in err
-    assert running(NAPS) == []
+    assert running(NAP) == []
     saved = tmp_path / "saved"
-    run(qemus.source, "--to-command", f"cat > {saved}", expect=0)
-    run(qemus.destination, "--from-command", f"cat {saved}", expect=0)
+    migrate(qemus.source, "--to-command", f"cat > {saved}")
+    migrate(qemus.destination, "--from-command", f"cat {saved}")
     qemus.assert_alive()
 
 
 def test_part_of_a_guest(qemus: Qemus, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
-    run(qemus.source, "--to-command", f"cat > {saved}", expect=0)
+    migrate(qemus.source, "--to-command", f"cat > {saved}")
     command = f"head -c 300000 {saved}; echo lost the rest >&2; exit 9"
-    _, err = run(qemus.destination, "--from-command", command, expect=4)
+    _, err = migrate(qemus.destination, "--from-command", command, expect=4)
     assert "was not restored" in err
     assert "status 9: lost the rest" in err
     assert err.count("\n") == 1
@@ -170,9 +169,9 @@ def test_part_of_a_guest(qemus: Qemus, tmp_path: Path) -> None:
 def test_what_a_command_finds_wrong_last(qemus: Qemus, tmp_path: Path) -> None:
     """Such as a checksum: the guest is there then, and may be damaged."""
     saved = tmp_path / "saved"
-    run(qemus.source, "--to-command", f"cat > {saved}", expect=0)
+    migrate(qemus.source, "--to-command", f"cat > {saved}")
     command = f"cat {saved}; echo checksum mismatch >&2; exit 1"
-    _, err = run(qemus.destination, "--from-command", command, expect=4)
+    _, err = migrate(qemus.destination, "--from-command", command, expect=4)
     assert "the guest was restored, but the command" in err
     assert "status 1: checksum mismatch: what it gave may be damaged" in err
 
@@ -199,7 +198,7 @@ def test_no_command_outlives_us(
     wait_until(lambda: running(str(part)) == [], "the command has ended")
     assert runs_at_source(qemus)
     assert not whole.exists()
-    run(qemus.source, qemus.destination, expect=0)
+    migrate(qemus.source, qemus.destination)
     qemus.assert_alive()
 
 
@@ -213,7 +212,7 @@ def test_interrupted_while_the_command_has_yet_to_end(qemus: Qemus, tmp_path: Pa
     assert process.returncode == 130, err
     assert runs_at_source(qemus)
     assert running(str(mark)) == []
-    run(qemus.source, qemus.destination, expect=0)
+    migrate(qemus.source, qemus.destination)
 
 
 def test_killed_while_it_restores(qemus: Qemus, tmp_path: Path) -> None:
@@ -224,14 +223,14 @@ def test_killed_while_it_restores(qemus: Qemus, tmp_path: Path) -> None:
     process.communicate(timeout=DEADLINE)
     wait_until(lambda: running(str(mark)) == [], "the command has ended")
     saved = tmp_path / "saved"
-    run(qemus.source, "--to-command", f"cat > {saved}", expect=0)
-    run(qemus.destination, "--from-command", f"cat {saved}", expect=0)
+    migrate(qemus.source, "--to-command", f"cat > {saved}")
+    migrate(qemus.destination, "--from-command", f"cat {saved}")
     qemus.assert_alive()
 
 
 def test_monitor_that_takes_no_descriptors(qemus: Qemus) -> None:
     host, port = qemus.by_tcp["source"]
-    _, err = run(f"{host}:{port}", "--to-command", "cat > /dev/null", expect=2)
+    _, err = migrate(f"{host}:{port}", "--to-command", "cat > /dev/null", expect=2)
     assert "its monitor is no unix socket; use a monitor on a unix socket" in err
     assert runs_at_source(qemus)
 
@@ -265,7 +264,7 @@ async def test_cancelled_though_nobody_reads(start_pair: StartPair, binary: Path
             with pytest.raises(MigrationCancelledError):
                 await migration.complete(timeout=LONG)
         await pair.assert_source_goes_on()
-    assert running(NAPS) == []
+    assert running(NAP) == []
 
 
 async def test_cancelled_while_the_command_has_yet_to_end(
@@ -283,7 +282,7 @@ async def test_cancelled_while_the_command_has_yet_to_end(
             with pytest.raises(MigrationCancelledError):
                 await migration.complete(timeout=LONG)
         await pair.assert_source_goes_on()
-    assert running(NAPS) == []
+    assert running(NAP) == []
 
 
 async def test_deadline_while_the_command_has_yet_to_end(

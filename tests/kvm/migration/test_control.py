@@ -7,22 +7,25 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from qemu_ring.errors import QemuRingError
 from qemu_ring.migration.control import ControlAnswer, ControlRequest, request_control
+from tests.command import run_command, start_command
 from tests.kvm.migration.qemus import Qemus
-from tests.kvm.migration.test_command import start
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.alternating("qemus")]
 
 MIB = 1 << 20
+
+start = partial(start_command, "migrate")
+control = partial(run_command, "control")
 SECONDS = 60.0
 SLOW = ("--max-bandwidth", "1MiB/s", "--downtime-limit", "50ms")
 """The guest writes 16 MiB a second."""
@@ -38,17 +41,6 @@ def both(request: pytest.FixtureRequest, qemu_path: Path, tmp_path: Path) -> Ite
     started = Qemus(tmp_path, binary, memory_folder=memory)
     yield started
     started.stop()
-
-
-def control(*arguments: str, expect: int = 0) -> tuple[str, str]:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "control", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == expect, done.stderr
-    return done.stdout, done.stderr
 
 
 def until(at: str, wanted: Callable[[ControlAnswer], bool]) -> ControlAnswer:

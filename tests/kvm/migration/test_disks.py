@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ import pytest
 
 from qemu_ring.migration import File, GuestAt, Migration, MigrationPlan, Postcopy, Unix
 from qemu_ring.qmp import commands
+from tests.command import run_command
 from tests.kvm.migration.images import disk
 from tests.kvm.migration.qemus import Qemus
 from tests.waiting import DEADLINE
@@ -100,11 +99,9 @@ def test_command(binary: Path, kind: str, paused: bool, tmp_path: Path) -> None:
     extra = disk(tmp_path, "raw")
     qemus = Qemus(tmp_path, binary, extra=extra, extra_twin=twin, memory_folder=Path("/dev/shm"))
     try:
-        line = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate", "--json"]
-        line += [qemus.source, qemus.destination, "--kind", kind]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["aftermath"]["guest_at"] == "destination"
+        sides = (qemus.source, qemus.destination)
+        out, _ = run_command("migrate", "--json", *sides, "--kind", kind)
+        assert json.loads(out)["aftermath"]["guest_at"] == "destination"
         qemus.assert_alive()
     finally:
         qemus.stop()

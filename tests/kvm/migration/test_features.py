@@ -39,7 +39,7 @@ from tests.waiting import DEADLINE
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import Pair, StartPair
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.alternating("binary")]
 
 MIB = 1 << 20
 

@@ -25,7 +25,7 @@ from qemu_ring.migration import (
     Sample,
 )
 from qemu_ring.qmp import commands
-from tests.kvm.migration.test_command import run
+from tests.command import run_command
 from tests.kvm.migration.test_precopy import settings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.kvm.migration.qemus import Qemus
 
 # Bandwidths are low, so that a writer that a busy host slows down still dirties faster.
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.alternating("binary")]
 
 MIB = 1 << 20
 WITHIN = 60.0
@@ -241,7 +241,7 @@ async def test_waiting_goes_on_and_the_result_tells_when_it_was_known(
 
 def test_command_tells_its_decisions(qemus: Qemus) -> None:
     goal = ("--within", "120s", "--downtime", "5s", "--then", "wait", "--max-bandwidth", "50M")
-    out, err = run(qemus.source, qemus.destination, *goal, "--json", expect=0)
+    out, err = run_command("migrate", qemus.source, qemus.destination, *goal, "--json")
     found = json.loads(out)["goal"]
     assert found["goal"] == {
         "within": 120.0,
@@ -256,7 +256,7 @@ def test_command_tells_its_decisions(qemus: Qemus) -> None:
 def test_command_that_gives_up_tells_why(qemus: Qemus) -> None:
     """The first pass alone takes longer: 40 MiB at 2 MiB/s, as far as they are not zero."""
     goal = ("--within", "1s", "--downtime", "20ms", "--then", "cancel", "--max-bandwidth", "2M")
-    out, err = run(qemus.source, qemus.destination, *goal, "--json", expect=4)
+    out, err = run_command("migrate", qemus.source, qemus.destination, *goal, "--json", expect=4)
     document = json.loads(out)
     assert document["schema"]["name"] == "qemu-ring.migrate"
     assert document["status"] == "cancelled"

@@ -12,12 +12,13 @@ import pytest
 
 from qemu_ring.machine import Machine
 from qemu_ring.qmp import CommandError, MigrationStatus, commands
+from tests.command import COMMAND
 from tests.kvm.migration.qemus import Qemus
 from tests.waiting import DEADLINE, until
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.alternating("binary")]
 
-MIGRATE = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate"]
+MIGRATE = [*COMMAND, "migrate"]
 
 _SENT_BYTES = 1 << 16
 """More than what a connection's beginning takes."""

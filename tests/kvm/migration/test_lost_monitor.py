@@ -16,7 +16,7 @@ from tests.kvm.migration.qemus import Qemus
 from tests.proxy import Proxy, proxied
 from tests.waiting import DEADLINE, until
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.alternating("qemus")]
 
 SLOW = MigrationPlan(channel=Unix(), max_bandwidth=1 << 20)
 """The guest writes 16 MB a second: it never ends by itself."""

@@ -34,7 +34,7 @@ from tests.waiting import DEADLINE, until
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import Pair, StartPair
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.alternating("binary")]
 
 MIB = 1 << 20
 COUNT = (1 << 56) - 1

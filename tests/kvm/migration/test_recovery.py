@@ -26,6 +26,7 @@ from qemu_ring.migration import (
 )
 from qemu_ring.migration.engine import recovery as engine
 from qemu_ring.qmp import MigrationStatus, commands
+from tests.command import COMMAND
 from tests.kvm.migration.qemus import Qemus
 from tests.kvm.migration.refusals import may_be_refused
 from tests.waiting import DEADLINE, until
@@ -196,7 +197,7 @@ async def test_recovered_by_the_command(qemus: Qemus) -> None:
         await wait_taken_over(destination)
         await commands.migrate_pause(source.monitor)
         await commands.set_parameters(source.monitor, max_postcopy_bandwidth=0)
-    command = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate"]
+    command = [*COMMAND, "migrate"]
     process = await asyncio.create_subprocess_exec(
         *command,
         *(qemus.source, qemus.destination, "--recover"),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from qemu_ring.machine import Machine
 from qemu_ring.migration import Migration, MigrationPlan, MigrationResult, Unix
 from qemu_ring.migration.blocks import OpenedBlocks, opened_blocks
 from qemu_ring.verify import Block, ProcessMemory, compare
+from tests.command import run_command
 from tests.kvm.migration.qemus import RAM, Qemus
 from tests.proxy import proxied
 
@@ -180,16 +179,8 @@ async def test_qemu_that_does_not_tell_what_is_shared(start: START, tmp_path: Pa
 
 def test_command_names_what_it_leaves_out(start: START) -> None:
     qemus = start("anonymous", "-device", "VGA,id=vga,addr=5")
-    command = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate", "--verify"]
-    done = subprocess.run(
-        [*command, "--json", qemus.source, qemus.destination],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    out, _ = run_command("migrate", "--verify", "--json", qemus.source, qemus.destination)
+    document = json.loads(out)
     assert document["stale_pages"] == 0
     assert set(document["not_compared"]) <= {
         "0000:00:05.0/vga.vram",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +29,7 @@ from qemu_ring.memslot import (
 from qemu_ring.migration import HeldPrecopy, Pace
 from qemu_ring.prove import ProveOptions, prove
 from qemu_ring.qmp import CommandError
+from tests.command import COMMAND
 from tests.kvm.patched.guest import running
 from tests.waiting import DEADLINE
 
@@ -222,7 +222,7 @@ async def test_commands_show_and_set(patched_qemu: Path, tmp_path: Path) -> None
 
     def command(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "qemu_ring.cli.main", *arguments],
+            [*COMMAND, *arguments],
             capture_output=True,
             text=True,
             timeout=60,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,8 @@ import pytest
 from qemu_ring.build import built_binary
 from qemu_ring.build.cache import Cache
 from qemu_ring.machine import probe_qemu
+from tests.command import COMMAND
+from tests.processes import find_processes, is_running
 from tests.waiting import wait_until
 
 pytestmark = [
@@ -26,7 +26,7 @@ pytestmark = [
     ),
 ]
 
-COMMAND = [sys.executable, "-m", "qemu_ring.cli.main", "build"]
+BUILD = [*COMMAND, "build"]
 DEADLINE = 600.0  # seconds; beside other work it takes long until there are compilers
 
 
@@ -41,7 +41,7 @@ async def test_it_is_qemu_10_0_with_all_that_is_needed(patched_qemu: Path) -> No
 
 
 def test_manifest_tells_what_it_was_made_of(patched_qemu: Path) -> None:
-    done = subprocess.run([*COMMAND, "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run([*BUILD, "--json"], capture_output=True, text=True, check=True)
     document = json.loads(done.stdout)
     assert document["schema"] == {"name": "qemu-ring.build", "version": 1}
     assert document["cached"] is True
@@ -56,7 +56,7 @@ def test_second_call_is_quick_and_prints_the_path_alone(patched_qemu: Path) -> N
     seconds = []
     for _ in range(3):
         begin = _cpu_seconds_of_children()
-        done = subprocess.run(COMMAND, capture_output=True, text=True, check=True)
+        done = subprocess.run(BUILD, capture_output=True, text=True, check=True)
         seconds.append(_cpu_seconds_of_children() - begin)
         assert done.stdout == f"{patched_qemu}\n"
         assert "built before" in done.stderr
@@ -117,20 +117,20 @@ def test_ended_while_it_compiles(
     for name in ("sources", "tools"):  # so that nothing is fetched anew
         (mine / name).symlink_to(Cache().root / name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with subprocess.Popen(COMMAND, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(BUILD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
             wait_until(
                 lambda: "\n[20/" in _log(mine) or _ended(process), "it compiles", seconds=DEADLINE
             )
-            wait_until(lambda: "cc1" in _processes_in(mine).values(), "there are compilers")
+            wait_until(lambda: "cc1" in _processes_in(mine), "there are compilers")
             process.send_signal(number)
             assert process.wait(DEADLINE) == status
         finally:
             process.kill()
     if number != signal.SIGKILL:
-        assert _processes_in(mine) == {}
+        assert _processes_in(mine) == []
         wait_until(lambda: not list(mine.glob("work/*")), "its files are removed")
-    wait_until(lambda: _processes_in(mine) == {}, "all that it started is gone")
+    wait_until(lambda: _processes_in(mine) == [], "all that it started is gone")
     assert list(mine.glob("builds/*")) == []
 
 
@@ -150,11 +150,7 @@ def _log(cache: Path) -> str:
     return "".join(path.read_text(errors="replace") for path in cache.glob("logs/*.log"))
 
 
-def _processes_in(cache: Path) -> dict[int, str]:
-    """Processes that work in the cache's work directory."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (entry / "cwd").readlink().is_relative_to(cache / "work"):
-                found[int(entry.name)] = (entry / "comm").read_text().strip()
-    return found
+def _processes_in(cache: Path) -> list[str]:
+    """Programs that work in the cache's work directory."""
+    found = find_processes(lambda one: one.works_in.is_relative_to(cache / "work"))
+    return [one.name for one in found if is_running(one.pid)]

@@ -28,6 +28,7 @@ from qemu_ring.machine import (
     probe_qemu,
 )
 from qemu_ring.qmp import ConnectError, DisconnectedError, commands
+from tests.processes import is_running
 from tests.waiting import until
 
 pytestmark = pytest.mark.qemu
@@ -50,14 +51,6 @@ def children(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         found += map(int, (task / "children").read_text().split())
     return found
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state not in "ZX"
 
 
 async def gone(pid: int) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
@@ -17,6 +16,7 @@ from qemu_ring.errors import ExitStatus, QemuRingError
 from qemu_ring.machine import Machine
 from qemu_ring.migration import File, Migration, restore
 from qemu_ring.qmp import commands
+from tests.command import COMMAND
 from tests.qemu.machines.cells import Cell
 from tests.qemu.machines.drivers import (
     BalloonDriver,
@@ -294,7 +294,7 @@ async def command(*words: str) -> dict[str, object]:
     Raises:
         RefusedError: it ended with an exit status other than 0.
     """
-    arguments = [sys.executable, "-m", "qemu_ring.cli.main", "migrate", *words, "--json"]
+    arguments = [*COMMAND, "migrate", *words, "--json"]
     done = await asyncio.to_thread(
         subprocess.run, arguments, capture_output=True, text=True, timeout=_DEADLINE
     )

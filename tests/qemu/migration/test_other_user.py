@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.qmp import Monitor, commands
+from tests.command import run_command
 from tests.kvm.migration.qemus import Qemus
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.alternating("binary")]
 
 MIB = 1 << 20
 NOBODY = 65534
@@ -80,15 +79,7 @@ def elsewhere(binary: Path, folder: Path) -> Iterator[Qemus]:
 
 def migrate(*arguments: str, expect: int = 0, tmpdir: Path | None = None) -> tuple[str, str]:
     environment = dict(os.environ) | ({} if tmpdir is None else {"TMPDIR": str(tmpdir)})
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-    )
-    assert done.returncode == expect, done.stderr
-    return done.stdout, done.stderr
+    return run_command("migrate", *arguments, expect=expect, environment=environment)
 
 
 def fdsets(monitor: str) -> list[object]:

@@ -9,7 +9,6 @@ import asyncio
 import json
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -22,9 +21,10 @@ from qemu_ring.machine import Machine
 from qemu_ring.migration import Difference, Fd, Migration, MigrationPlan, Tcp, Unix
 from qemu_ring.migration.comparison import differences
 from qemu_ring.qmp import MigrationStatus, commands
+from tests.command import COMMAND
 from tests.qemu.migration.twins import PLAIN, started
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.alternating("binary")]
 
 Start = Callable[..., AbstractAsyncContextManager[tuple[Machine, Machine]]]
 OLD_PC = ("-machine", "pc-i440fx-7.2", "-m", "32")
@@ -284,7 +284,7 @@ async def test_destination_behind_a_port_that_is_forwarded(start: Start, binary:
 
 
 def check(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate"]
+    command = [*COMMAND, "migrate"]
     sides = (str(folder / "source"), str(folder / "destination"))
     return subprocess.run(
         [*command, *sides, "--check", *options], capture_output=True, text=True, timeout=120

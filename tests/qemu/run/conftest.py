@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,9 +15,10 @@ import pytest
 from qemu_ring._compat import timeout
 from qemu_ring.errors import HostError
 from qemu_ring.guest.linux import debian_kernel, initramfs
+from tests.command import COMMAND
 from tests.waiting import DEADLINE
 
-COMMAND = [sys.executable, "-m", "qemu_ring.cli.main", "run"]
+RUN = [*COMMAND, "run"]
 
 
 @dataclass
@@ -60,7 +60,7 @@ def run_guest(qemu_path: Path) -> Iterator[Run]:
 def command(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """The command in the background; killed when the context is left, if it still runs."""
     with subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
+        [*RUN, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -77,14 +77,6 @@ def short_path() -> Iterator[Path]:
     """A directory whose path leaves room for a socket's name."""
     with tempfile.TemporaryDirectory(prefix="qemu-ring-") as directory:
         yield Path(directory)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
 
 
 def memory_of(pid: int, name: str) -> int:

@@ -19,14 +19,13 @@ from qemu_ring.errors import QemuRingError
 from qemu_ring.machine import Machine
 from qemu_ring.migration import HeldPrecopy
 from qemu_ring.qmp import CommandError, commands
+from tests.command import COMMAND
+from tests.processes import is_running
 from tests.qemu.libvirt import Libvirt, listens, running_libvirt
 from tests.waiting import DEADLINE, wait_until
 
-from .conftest import is_running
-
 pytestmark = pytest.mark.qemu
 
-COMMAND = [sys.executable, "-m", "qemu_ring.cli.main"]
 ENDING = ("quit", "system_powerdown", "system_reset", "stop", "system_wakeup")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.machine.sockets import listens
+from tests.command import COMMAND
 from tests.waiting import DEADLINE, wait_until
 
 pytestmark = pytest.mark.qemu
 
 ODD = "\udcff→é"
 ENVIRONMENT = os.environ | {"PYTHONIOENCODING": "iso-8859-1"}
-COMMAND = [sys.executable, "-m", "qemu_ring.cli.main"]
 EXAMPLE = Path(__file__).parents[3] / "guests/tcg.yaml"
 
 

@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,10 +20,12 @@ from qemu_ring.machine import Machine
 from qemu_ring.migration import HeldPrecopy, Pace
 from qemu_ring.qmp import commands
 from qemu_ring.verify import Block, compare
+from tests.command import COMMAND
+from tests.processes import is_running
 from tests.tiers import attempts
 from tests.waiting import DEADLINE, wait_until
 
-from .conftest import COMMAND, Run, command, is_running, memory_of
+from .conftest import RUN, Run, command, memory_of
 
 pytestmark = pytest.mark.qemu
 
@@ -113,7 +114,7 @@ async def test_start_at_once_after_kill_9(run_guest: Run, short_path: Path) -> N
 def test_socket_in_use_is_left_alone(run_guest: Run, short_path: Path, qemu_path: Path) -> None:
     path = short_path / "guest.qmp"
     guest = run_guest(TCG, "--qmp", path)
-    again = [*COMMAND, str(TCG), "--qmp", str(path), "--qemu", str(qemu_path)]
+    again = [*RUN, str(TCG), "--qmp", str(path), "--qemu", str(qemu_path)]
     done = subprocess.run(again, capture_output=True, text=True, timeout=DEADLINE)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"qemu-ring: {path} is in use by another program; name another path\n"
@@ -234,7 +235,7 @@ extra: [-name, described]
 def test_mistakes_start_nothing(qemu_path: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "guest.yaml"
     wrong.write_text("memory: 64 MX\nvcpus: none\n")
-    done = subprocess.run([*COMMAND, str(wrong)], capture_output=True, text=True, timeout=DEADLINE)
+    done = subprocess.run([*RUN, str(wrong)], capture_output=True, text=True, timeout=DEADLINE)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
         r".*guest\.yaml:1: memory: .* is no size.*\n.*guest\.yaml:2: vcpus: must be .*\n",
@@ -243,7 +244,7 @@ def test_mistakes_start_nothing(qemu_path: Path, tmp_path: Path) -> None:
 
 
 def test_schema_for_editors() -> None:
-    done = subprocess.run([*COMMAND, "--schema"], capture_output=True, text=True, timeout=DEADLINE)
+    done = subprocess.run([*RUN, "--schema"], capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 0
     assert json.loads(done.stdout)["properties"].keys() >= {"memory", "workload", "linux", "slots"}
 
@@ -253,7 +254,7 @@ def test_memory_without_a_name_can_be_verified(run_guest: Run, tmp_path: Path) -
     source, destination = tmp_path / "source.qmp", tmp_path / "destination.qmp"
     run_guest(GUESTS / "tcg.yaml", "--qmp", source)
     run_guest(GUESTS / "tcg.yaml", "--qmp", destination, "--incoming", "defer")
-    command = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main", "migrate"]
+    command = [*COMMAND, "migrate"]
     done = subprocess.run(
         [*command, source, destination, "--verify"], capture_output=True, text=True, timeout=60
     )

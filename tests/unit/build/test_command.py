@@ -6,7 +6,6 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,10 @@ import pytest
 from qemu_ring.build import Manifest, built_binary
 from qemu_ring.build.patches import Patches
 from qemu_ring.build.run import CONFIGURE
+from tests.command import COMMAND
 from tests.waiting import DEADLINE
 
-COMMAND = [sys.executable, "-m", "qemu_ring.cli.main", "build"]
+BUILD = [*COMMAND, "build"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_usage_errors(cache: Path, arguments: list[str], words: list[str]) -> None:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*BUILD, *arguments], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("qemu-ring: ")
     assert done.stderr.count("\n") == 1
@@ -46,7 +46,7 @@ def test_usage_errors(cache: Path, arguments: list[str], words: list[str]) -> No
 
 def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(BUILD, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (3, "")
     assert "as root, run: apt-get install gcc make " in done.stderr
     assert done.stderr.count("\n") == 1
@@ -57,7 +57,7 @@ def test_it_says_that_it_waits(cache: Path, tree: Path, programs: Path) -> None:
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with subprocess.Popen(
-            [*COMMAND, "--source", tree], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*BUILD, "--source", tree], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
             assert process.stderr is not None
             assert process.stderr.readline() == "qemu-ring: waiting for another build to end\n"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.build import BuildOptions, BuildProgress, build_qemu
+from tests.processes import Process, find_processes
 from tests.waiting import DEADLINE, until, wait_until
 
 # As the command line runs it; its patches are the test's.
@@ -71,14 +72,9 @@ def driver(options: BuildOptions, gate: Gate) -> Iterator[subprocess.Popen[str]]
         process.kill()
 
 
-def processes_of(options: BuildOptions) -> list[str]:
-    """Command lines of the processes that run in the cache's work directory."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (entry / "cwd").readlink().is_relative_to(f"{options.cache}/work"):
-                found.append((entry / "cmdline").read_text())
-    return found
+def processes_of(options: BuildOptions) -> list[Process]:
+    """Those that run in the cache's work directory."""
+    return find_processes(lambda one: one.works_in.is_relative_to(f"{options.cache}/work"))
 
 
 def assert_nothing_stays(options: BuildOptions) -> None:
@@ -176,11 +172,7 @@ def test_ctrl_c_in_a_terminal_reaches_only_the_command(
 ) -> None:
     """The terminal signals the command's process group; no program of a build is in it."""
     wait_until(gate.is_reached, "it compiles")
-    groups = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (entry / "cwd").readlink().is_relative_to(f"{options.cache}/work"):
-                groups.add(os.getpgid(int(entry.name)))
+    groups = {os.getpgid(one.pid) for one in processes_of(options)}
     assert groups
     assert os.getpgid(driver.pid) not in groups
 

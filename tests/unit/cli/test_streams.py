@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = [sys.executable, "-W", "error", "-m", "qemu_ring.cli.main"]
+from tests.command import COMMAND
+
 PRINTING = [["--help"], ["--version"], ["run", "--schema"], ["experiment", "plan", "--schema"]]
 
 

@@ -1,0 +1,99 @@
+"""The processes of this host, as tests look for those that should not be there, or should."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["Process", "descendants", "find_processes", "is_running"]
+
+_PROC = Path("/proc")
+
+
+class Process:
+    """One, looked at when it is asked; any question may raise OSError: gone, or another user's."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.folder = _PROC / str(pid)
+
+    @property
+    def command(self) -> str:
+        """Its arguments, with spaces between them."""
+        return self._text("cmdline").rstrip("\0").replace("\0", " ")
+
+    @property
+    def name(self) -> str:
+        """Its program's, at most 15 characters."""
+        return self._text("comm").strip()
+
+    @property
+    def state(self) -> str:
+        """A letter, see proc(5)."""
+        return self._fields[0]
+
+    @property
+    def parent(self) -> int:
+        return int(self._fields[1])
+
+    @property
+    def works_in(self) -> Path:
+        return (self.folder / "cwd").readlink()
+
+    @property
+    def maps(self) -> str:
+        return self._text("maps")
+
+    @property
+    def opened(self) -> list[str]:
+        """What its descriptors refer to."""
+        return [str(link.readlink()) for link in (self.folder / "fd").iterdir()]
+
+    def was_told(self, mark: str) -> bool:
+        """Whether it has NAME=VALUE in its environment."""
+        return mark.encode() in (self.folder / "environ").read_bytes().split(b"\0")
+
+    @property
+    def _fields(self) -> list[str]:
+        return self._text("stat").rpartition(")")[2].split()
+
+    def _text(self, file: str) -> str:
+        # What others run need not be called in UTF-8.
+        return (self.folder / file).read_text(errors="replace")
+
+
+def find_processes(matches: Callable[[Process], bool]) -> list[Process]:
+    """Those that match, and can be looked at; this one is not among them, zombies are."""
+    found = []
+    for entry in _PROC.glob("[0-9]*"):
+        process = Process(int(entry.name))
+        try:
+            if process.pid != os.getpid() and matches(process):
+                found.append(process)
+        except OSError:
+            continue
+    return found
+
+
+def descendants(pid: int) -> list[Process]:
+    """A process's children, theirs, and so on."""
+    parents: dict[int, int] = {}
+
+    def noted(process: Process) -> bool:
+        parents[process.pid] = process.parent
+        return True
+
+    every = find_processes(noted)
+    found, new = set[int](), {pid}
+    while new := {one for one, parent in parents.items() if parent in new} - found:
+        found |= new
+    return [one for one in every if one.pid in found]
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and no zombie."""
+    try:
+        return Process(pid).state not in "ZX"
+    except OSError:
+        return False
