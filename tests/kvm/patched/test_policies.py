@@ -54,7 +54,7 @@ async def test_best_effort_loses_pages_and_counts_them(patched_qemu: Path) -> No
 async def test_other_policies_lose_none_in_ring_mode(
     patched_qemu: Path, policy: FlushPolicy, vcpus: int
 ) -> None:
-    options = ProveOptions(policy=policy, seconds=4, vcpus=vcpus, shapes=(Shape.PCI,))
+    options = ProveOptions(policy=policy, seconds=2, vcpus=vcpus, shapes=(Shape.PCI,))
     for _ in range(MAX_PROOFS):
         result = await prove(patched_qemu, options)
         assert result.stale_pages == 0
@@ -127,7 +127,7 @@ async def test_policies_lose_none_by_bitmap_where_added_slots_start_clean(
     patched_qemu: Path, policy: FlushPolicy
 ) -> None:
     tracking = Tracking(manual_protect=False)
-    result = await prove(patched_qemu, ProveOptions(tracking=tracking, policy=policy, seconds=4))
+    result = await prove(patched_qemu, ProveOptions(tracking=tracking, policy=policy, seconds=2))
     assert result.stale_pages == 0
     assert result.pages_written > 0
     assert result.re_add is not None

@@ -65,14 +65,14 @@ async def test_each_failure_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> 
     fails = program(tmp_path / "fails", "echo broken to bits >&2; exit 3")
     hangs = program(tmp_path / "hangs", "exec sleep 600")
     kills = program(tmp_path / "kills", 'kill -9 "$PPID"')
-    matrix = f"matrix: {{qemu: [{fails}, {hangs}, {kills}]}}\ntime-limit: 20\nrepeats: 1\n"
+    matrix = f"matrix: {{qemu: [{fails}, {hangs}, {kills}]}}\ntime-limit: 12\nrepeats: 1\n"
     await run_all(EXPERIMENT.replace(MATRIX, matrix), tmp_path / "r")
     results = read_results(tmp_path / "r")
     first, second, third = results.records
     assert first.status == "refused"
     assert "broken to bits" in str(first.error)
     assert second.status == "timeout"
-    assert second.error == "not over within 20 s"
+    assert second.error == "not over within 12 s"
     assert third.status == "crashed"
     assert str(third.error).startswith("its process ended: killed by SIGKILL")
     assert not results.left
