@@ -76,19 +76,19 @@ def find_processes(matches: Callable[[Process], bool]) -> list[Process]:
     return found
 
 
-def descendants(pid: int) -> list[Process]:
-    """A process's children, theirs, and so on."""
+def descendants(pid: int, matches: Callable[[Process], bool] = lambda _: True) -> list[Process]:
+    """A process's children, theirs, and so on, as far as they match."""
     parents: dict[int, int] = {}
 
-    def noted(process: Process) -> bool:
+    def looked_at(process: Process) -> bool:
         parents[process.pid] = process.parent
-        return True
+        return matches(process)
 
-    every = find_processes(noted)
+    matching = find_processes(looked_at)
     found, new = set[int](), {pid}
     while new := {one for one, parent in parents.items() if parent in new} - found:
         found |= new
-    return [one for one in every if one.pid in found]
+    return [one for one in matching if one.pid in found]
 
 
 def is_running(pid: int) -> bool:

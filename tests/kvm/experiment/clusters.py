@@ -72,7 +72,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def qemus_of(process: subprocess.Popen[Any]) -> list[int]:
     """The guests that a worker has started."""
-    return [one.pid for one in descendants(process.pid) if "memory-backend=ram" in one.command]
+    return [
+        one.pid for one in descendants(process.pid, lambda one: "memory-backend=ram" in one.command)
+    ]
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -104,8 +104,8 @@ async def test_no_page_is_late_where_best_effort_holds_the_vcpus_too(
 async def test_writes_elsewhere_are_not_counted_as_trapped(patched_qemu: Path) -> None:
     """The vCPUs write to where nothing is, all the time.
 
-    Whether one writes to the slot itself while it is read-only is up to the host: a vCPU has some
-    microseconds for it, and on a quiet host none ever comes back in time.
+    One that writes to the slot itself while it is read-only is next to never met: a vCPU that was
+    made to leave KVM_RUN waits for QEMU's big lock, until the slot is gone, however late that is.
     """
     policy = FlushPolicy.READ_ONLY
     async with written_to(patched_qemu, policy) as (machine, device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -79,6 +80,12 @@ async def slots(monitor: Monitor) -> list[Memslot]:
     return sorted(found, key=lambda slot: slot.address)
 
 
+def resident_bytes(machine: Machine) -> int:
+    assert machine.pid is not None
+    pages = Path(f"/proc/{machine.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def as_windows(found: list[Memslot]) -> list[tuple[int, str | None, int, int]]:
     return [(slot.address, slot.ram_block, slot.offset, slot.size) for slot in found]
 
@@ -106,6 +113,16 @@ async def test_swap_swaps_the_ids(patched_qemu: Path) -> None:
             seen.append({slot.ram_block: slot.slot for slot in await slots(machine.monitor)})
         assert set(seen[3].values()) == set(seen[7].values())
         assert seen[3] != seen[7]
+
+
+async def test_changes_without_a_pause_leave_no_memory_behind(patched_qemu: Path) -> None:
+    """QEMU frees memory maps by RCU, which is to get its turn in between."""
+    async with running(patched_qemu) as machine:
+        device = MemslotTestdev(machine.monitor)
+        await device.map(Layout((SLOT,)), Layout(), repeat=100)
+        before = resident_bytes(machine)
+        await device.map(Layout((SLOT,)), Layout(), repeat=10_000)
+        assert resident_bytes(machine) < before + 50 * MIB
 
 
 async def test_memslots_that_stay_are_left_alone(patched_qemu: Path) -> None:

@@ -16,7 +16,7 @@ from qemu_ring.build import built_binary
 from qemu_ring.build.cache import Cache
 from qemu_ring.machine import probe_qemu
 from tests.command import COMMAND
-from tests.processes import find_processes, is_running
+from tests.processes import Process, find_processes
 from tests.waiting import wait_until
 
 pytestmark = [
@@ -122,7 +122,7 @@ def test_ended_while_it_compiles(
             wait_until(
                 lambda: "\n[20/" in _log(mine) or _ended(process), "it compiles", seconds=DEADLINE
             )
-            wait_until(lambda: "cc1" in _processes_in(mine), "there are compilers")
+            wait_until(lambda: _processes_in(mine, "cc1"), "there are compilers")
             process.send_signal(number)
             assert process.wait(DEADLINE) == status
         finally:
@@ -150,7 +150,11 @@ def _log(cache: Path) -> str:
     return "".join(path.read_text(errors="replace") for path in cache.glob("logs/*.log"))
 
 
-def _processes_in(cache: Path) -> list[str]:
-    """Programs that work in the cache's work directory."""
-    found = find_processes(lambda one: one.works_in.is_relative_to(cache / "work"))
-    return [one.name for one in found if is_running(one.pid)]
+def _processes_in(cache: Path, name: str = "") -> list[int]:
+    """Those that work in the cache's work directory, of this name."""
+
+    def matches(process: Process) -> bool:
+        works = process.works_in.is_relative_to(cache / "work")
+        return works and process.state != "Z" and name in process.name
+
+    return [one.pid for one in find_processes(matches)]
