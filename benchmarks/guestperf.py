@@ -42,6 +42,7 @@ from typing import Any
 
 import yaml
 
+from qemu_ring.build import DEFAULT_VERSION
 from qemu_ring.build.cache import Cache
 from qemu_ring.guest import Pattern, Region, Stream, Workload, image_bytes
 from qemu_ring.guest.linux import debian_kernel
@@ -338,7 +339,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["linux", "firmware"])
     arguments = parser.parse_args()
     qemu = asyncio.run(probe_qemu(find_qemu(arguments.qemu).absolute()))
-    kept = Cache().debian_source()
+    kept = Cache().debian_source(DEFAULT_VERSION)
     source = arguments.source or (kept.path if kept else None)
     if source is None:
         sys.exit("no QEMU source is in the cache; name it with --source, or run: qemu-ring build")

@@ -3,7 +3,7 @@
 ::
 
     builds/KEY/     the binary and its manifest; renamed to here when complete
-    sources/        Debian's tarball, and debian.json, which tells its hash
+    sources/        Debian's tarballs, and debian-VERSION.json, which tell their hashes
     tools/          Python environments
     and what every cache has: work/, logs/, lock
 """
@@ -63,23 +63,27 @@ class Cache(CacheDirectory):
         made.rename(place)
         return BuiltQemu(place / BINARY, manifest, cached=False)
 
-    def debian_source(self) -> QemuSource | None:
-        """Debian's tarball as last fetched; it may have been deleted since."""
+    def debian_source(self, version: str) -> QemuSource | None:
+        """Debian's tarball of a QEMU version as last fetched; it may have been deleted since."""
         try:
-            told = json.loads((self.root / "sources/debian.json").read_text())
+            told = json.loads((self.root / "sources" / _note(version)).read_text())
             return QemuSource(self.root / "sources" / str(told["file"]), str(told["sha256"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def keep_debian_source(self, tarball: Path, sha256: str) -> QemuSource:
+    def keep_debian_source(self, version: str, tarball: Path, sha256: str) -> QemuSource:
         """Take in a tarball from a work directory, and remember it; the lock is held."""
         place = self.root / "sources" / tarball.name
         place.parent.mkdir(exist_ok=True)
         tarball.rename(place)
-        note = tarball.with_name("debian.json")
+        note = tarball.with_name(_note(version))
         note.write_text(json.dumps({"file": place.name, "sha256": sha256}))
-        note.rename(place.parent / "debian.json")
+        note.rename(place.parent / note.name)
         return QemuSource(place, sha256)
+
+
+def _note(version: str) -> str:
+    return f"debian-{version}.json"
 
 
 def _sync(path: Path) -> None:

@@ -9,9 +9,14 @@ from pathlib import Path
 from qemu_ring.errors import BuildError, HostError
 from qemu_ring.programs import Runner
 
-__all__ = ["fetch_debian_source", "find_mirror", "source_entry"]
+__all__ = ["DEFAULT_VERSION", "SUITES", "fetch_debian_source", "find_mirror", "source_entry"]
 
-SUITE = "trixie"
+SUITES = {"7.2": "bookworm", "10.0": "trixie"}
+"""Debian's release that has a QEMU version; newer ones come to rest in none yet."""
+
+DEFAULT_VERSION = "10.0"
+# The tarball is 7.2.0, and the project's stable updates are among Debian's patches.
+_UPDATED_BY_PATCHES = frozenset({"7.2"})
 _DEFAULT_MIRROR = "http://deb.debian.org/debian"
 _KEYRING = "usr/share/keyrings/debian-archive-keyring.gpg"
 _ROOT = Path("/")
@@ -58,8 +63,12 @@ def find_mirror(root: Path = _ROOT) -> str:
     return _DEFAULT_MIRROR
 
 
-def source_entry(root: Path = _ROOT) -> str:
-    """The line of sources.list that gives Debian's sources.
+def source_entry(root: Path = _ROOT, version: str = DEFAULT_VERSION) -> str:
+    """The line of sources.list that gives the sources of Debian's release with a QEMU version.
+
+    Args:
+        root: directory that holds etc/apt and Debian's keys.
+        version: one of `SUITES`.
 
     Raises:
         HostError: Debian's keys are not there to check them with.
@@ -71,29 +80,40 @@ def source_entry(root: Path = _ROOT) -> str:
             hint="install them: apt-get install debian-archive-keyring; or name a QEMU source "
             "with --source",
         )
-    return f"deb-src [signed-by={keyring}] {find_mirror(root)} {SUITE} main\n"
+    return f"deb-src [signed-by={keyring}] {find_mirror(root)} {SUITES[version]} main\n"
 
 
-async def fetch_debian_source(work: Path, runner: Runner, root: Path = _ROOT) -> Path:
+async def fetch_debian_source(
+    work: Path, runner: Runner, root: Path = _ROOT, version: str = DEFAULT_VERSION
+) -> Path:
     """Download the source of Debian's qemu, as the project released it less its binary blobs.
 
-    It is the "orig" tarball. The changes that Debian makes to it are not applied.
+    It is the "orig" tarball, without the changes that Debian makes to it. Where the project's
+    stable updates are among these, they are applied, and the result is a tarball as well.
 
     Args:
         work: a directory of this call's own; the tarball is in it afterwards.
         runner: runs apt.
         root: directory that holds etc/apt and Debian's keys.
+        version: one of `SUITES`.
 
     Raises:
-        HostError: there is no apt, or there are no keys to check what it fetches.
+        HostError: there is no apt, no dpkg-source where it takes one, or there are no keys to
+            check what is fetched.
         BuildError: it could not be fetched, or its signature could not be checked.
     """
+    patched = version in _UPDATED_BY_PATCHES
     if shutil.which("apt-get") is None:
         raise HostError(
             "there is no apt-get here to fetch Debian's QEMU source",
             hint="name a QEMU tarball or source directory with --source",
         )
-    entry = source_entry(root)
+    if patched and shutil.which("dpkg-source") is None:
+        raise HostError(
+            "there is no dpkg-source here to unpack Debian's QEMU source",
+            hint="install it: apt-get install dpkg-dev; or name a QEMU source with --source",
+        )
+    entry = source_entry(root, version)
     for directory in ("state/lists/partial", "cache/archives/partial", "fetched"):
         (work / directory).mkdir(parents=True)
     sources = work / "debian.list"
@@ -107,7 +127,8 @@ async def fetch_debian_source(work: Path, runner: Runner, root: Path = _ROOT) ->
         word for name, value in {**_OPTIONS, **own}.items() for word in ("-o", f"{name}={value}")
     ]
     fetched = work / "fetched"
-    what = f"fetching QEMU's source with apt-get ({entry.split()[2]} {SUITE})"
+    suite = f"{entry.split()[2]} {SUITES[version]}"
+    what = f"fetching QEMU's source with apt-get ({suite})"
     lines: list[str] = []
     try:
         await runner.run(
@@ -115,7 +136,8 @@ async def fetch_debian_source(work: Path, runner: Runner, root: Path = _ROOT) ->
         )
         await runner.run(
             what,
-            *("apt-get", *options, "source", "--download-only", "--tar-only", "--only-source"),
+            *("apt-get", *options, "source", "--only-source"),
+            *([] if patched else ["--download-only", "--tar-only"]),
             "qemu",
             cwd=fetched,
             timeout=1800,
@@ -123,16 +145,38 @@ async def fetch_debian_source(work: Path, runner: Runner, root: Path = _ROOT) ->
     except BuildError as error:
         if any("NO_PUBKEY" in line or "is not signed" in line for line in lines):
             raise HostError(
-                f"the signature of {entry.split()[2]} {SUITE} cannot be checked: its key is not in "
-                f"{root / _KEYRING}",
+                f"the signature of {suite} cannot be checked: its key is not in {root / _KEYRING}",
                 hint="bring the keys up to date: apt-get install debian-archive-keyring; or name "
                 "a QEMU source with --source",
             ) from error
         raise
-    found = sorted(fetched.glob("qemu_*.orig.tar.*"))
+    found = sorted(fetched.glob("qemu_*.dsc" if patched else "qemu_*.orig.tar.*"))
     if len(found) != 1:
         raise BuildError(f"{what} brought no tarball", hint=f"the full log is {runner.log}")
-    return found[0]
+    return await _pack(found[0], runner) if patched else found[0]
+
+
+async def _pack(description: Path, runner: Runner) -> Path:
+    """Make a tarball of the tree that apt-get has unpacked and patched beside a .dsc file.
+
+    The same tree makes the same tarball, by which builds of before are found.
+    """
+    fetched = description.parent
+    tarball = fetched / f"{description.stem}.tar.gz"
+    trees = [path for path in fetched.glob("qemu-*") if path.is_dir()]
+    if len(trees) != 1:
+        raise BuildError(
+            f"{description.name} was not unpacked", hint=f"the full log is {runner.log}"
+        )
+    await runner.run(
+        f"packing {trees[0].name}",
+        *("tar", "--create", "--use-compress-program=gzip -n", "--file", tarball),
+        *("--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"),
+        *("--mode=go=rX,u+rw,a-s", "--exclude=.pc", trees[0].name),
+        cwd=fetched,
+        timeout=600,
+    )
+    return tarball
 
 
 _Entry = tuple[str, list[str], list[str], str]  # URI, suites, components, keyring

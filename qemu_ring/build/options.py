@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from qemu_ring.build.debian import SUITES
 from qemu_ring.build.patches import PARTS
 from qemu_ring.errors import UsageError
 
@@ -19,7 +20,9 @@ class BuildOptions:
 
     Args:
         source: an unpacked QEMU source, which is only read, or a tarball of one; None for
-            Debian's QEMU 10.0, which apt fetches.
+            Debian's, which apt fetches.
+        version: of Debian's QEMU, "7.2" (Debian 12) or "10.0" (Debian 13); None for "10.0". A
+            `source` tells its own.
         jobs: compilers at a time; None for one a CPU.
         debug: with QEMU's own debug checks and without optimisation.
         cache: directory for what is fetched and built; None for qemu-ring in
@@ -28,7 +31,8 @@ class BuildOptions:
         part: how far the series is applied: "fixes", "flush" or "lab", which is all of it.
 
     Raises:
-        UsageError: `jobs` is less than 1, or there is no such part.
+        UsageError: `jobs` is less than 1, there is no such part or version, or `source` and
+            `version` are both given.
     """
 
     source: Path | None = None
@@ -37,10 +41,21 @@ class BuildOptions:
     cache: Path | None = None
     patches: Path | None = None
     part: str = PARTS[-1]
+    version: str | None = None
 
     def __post_init__(self) -> None:
         if self.jobs is not None and self.jobs < 1:
             raise UsageError(f"{self.jobs} jobs build nothing", hint="--jobs is at least 1")
+        if self.version is not None and self.version not in SUITES:
+            raise UsageError(
+                f"Debian's QEMU {self.version} is not known here",
+                hint=f"--qemu-version is {' or '.join(SUITES)}; or name a source with --source",
+            )
+        if self.version is not None and self.source is not None:
+            raise UsageError(
+                "--qemu-version is for Debian's source, and --source names another",
+                hint="leave one of the two out",
+            )
         if self.part not in PARTS:
             raise UsageError(
                 f"the series has no part {self.part}", hint=f"it has {', '.join(PARTS)}"
@@ -76,7 +91,7 @@ class Manifest:
         series: version that the patches are for.
         patches: names of those applied.
         patches_sha256: over the series.
-        configure: options given to QEMU's configure.
+        configure: options for QEMU's configure; it is given those that it knows.
         debug: whether it is a build for debugging.
         compiler: its name and version.
         libc: the C library's name and version.

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from qemu_ring.build.cache import BINARY, Cache
-from qemu_ring.build.debian import fetch_debian_source
+from qemu_ring.build.debian import DEFAULT_VERSION, fetch_debian_source
 from qemu_ring.build.options import BuildOptions, BuildProgress, BuiltQemu, Manifest, OnProgress
 from qemu_ring.build.patches import Patches, Series
 from qemu_ring.build.source import (
@@ -21,7 +21,7 @@ from qemu_ring.build.source import (
     qemu_version,
     unpack,
 )
-from qemu_ring.build.tools import libc, make_tools, require_dependencies
+from qemu_ring.build.tools import configure_options, libc, make_tools, require_dependencies
 from qemu_ring.errors import BuildError, HostError
 from qemu_ring.programs import Runner, output_of
 
@@ -111,6 +111,7 @@ class _Build:
         self.on_progress = on_progress
         self.cache = Cache(options.cache)
         self.patches = Patches.load(options.patches)
+        self.version = options.version or DEFAULT_VERSION  # of Debian's source
         self.compiler = ""
 
     async def run(self) -> BuiltQemu:
@@ -134,15 +135,16 @@ class _Build:
     async def _source(self) -> QemuSource | None:
         """The source to build; None if it has to be fetched."""
         if self.options.source is None:
-            return self.cache.debian_source()
+            return self.cache.debian_source(self.version)
         return await find_source(self.options.source)
 
     async def _fetch(self) -> QemuSource:
         self._stage("fetching Debian's QEMU source")
         async with self.cache.work() as work:
-            tarball = await fetch_debian_source(work, Runner(self.cache.log("fetch")))
+            runner = Runner(self.cache.log("fetch"))
+            tarball = await fetch_debian_source(work, runner, version=self.version)
             sha256 = await in_thread(lambda stop: file_sha256(tarball, stop))
-            return self.cache.keep_debian_source(tarball, sha256)
+            return self.cache.keep_debian_source(self.version, tarball, sha256)
 
     async def _make(self, source: QemuSource, work: Path) -> BuiltQemu:
         begin = time.monotonic()
@@ -188,8 +190,7 @@ class _Build:
         await runner.run(
             "configuring QEMU",
             tree / "configure",
-            f"--python={tools / 'python'}",
-            *configure,
+            *configure_options(tree, tools, configure),
             cwd=build,
             timeout=1200,
             path=[tools],

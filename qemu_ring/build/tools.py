@@ -9,12 +9,13 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from qemu_ring.errors import HostError, UsageError
 from qemu_ring.programs import Runner, output_of
 
-__all__ = ["libc", "make_tools", "require_dependencies"]
+__all__ = ["configure_options", "libc", "make_tools", "require_dependencies"]
 
 _PROGRAMS = {
     "cc": "gcc",
@@ -37,7 +38,9 @@ _LIBRARIES = {
 _HEADERS = {"stdlib.h": "libc6-dev", "libfdt.h": "libfdt-dev"}  # libfdt has no .pc file everywhere
 
 # What QEMU's configure takes from its --python: those of which a source tells the version in
-# pythondeps.toml, and more.
+# pythondeps.toml, and more. Before QEMU 8.1 there is no such file: configure tells the oldest meson
+# that it takes, which is the one that came with it as a git submodule.
+_OLDEST_MESON = re.compile(r'version_ge "\$\(meson --version\)" ([\d.]+)')
 _PINNED = re.compile(r'^(meson|pycotap) = \{.*\binstalled = "([\w.]+)"', re.MULTILINE)
 _PACKAGES = ("ninja", "setuptools", "wheel")
 
@@ -81,7 +84,7 @@ async def make_tools(directory: Path, tree: Path, runner: Runner) -> Path:
 
     Args:
         directory: where all of them live, each under its own name.
-        tree: the unpacked QEMU source; its meson is the one that this QEMU brings along.
+        tree: the unpacked QEMU source; the meson is the one that it brings along.
         runner: runs pip, which asks PyPI or what its configuration names.
 
     Returns:
@@ -112,9 +115,32 @@ async def make_tools(directory: Path, tree: Path, runner: Runner) -> Path:
     return place / "bin"
 
 
+def configure_options(tree: Path, tools: Path, options: Iterable[str]) -> list[str]:
+    """What to give to a source's configure.
+
+    Args:
+        tree: the unpacked QEMU source.
+        tools: the directory of programs that `make_tools` returned for it; it has to be the first
+            on PATH.
+        options: what is wanted of configure; `--disable-download` is left out where it is not
+            known, because nothing is downloaded then.
+    """
+    text = (tree / "configure").read_text(errors="replace")
+    if (tree / "pythondeps.toml").is_file():
+        environment = f"--python={tools / 'python'}"
+    else:  # with --python it would insist on a meson within the source
+        environment = f"--meson={tools / 'meson'}"
+    unknown = {"--disable-download"} if "--disable-download" not in text else set()
+    return [environment, *(option for option in options if option not in unknown)]
+
+
 def _packages(tree: Path) -> list[str]:
     """What to ask pip for."""
     file = tree / "pythondeps.toml"
+    if not file.is_file():
+        oldest = _OLDEST_MESON.search((tree / "configure").read_text(errors="replace"))
+        if oldest:
+            return [f"meson=={oldest[1]}", *_PACKAGES]
     text = file.read_text(errors="replace") if file.is_file() else ""
     section = text.partition("\n[meson]\n")[2].partition("\n[")[0]
     pinned = dict(_PINNED.findall(section))

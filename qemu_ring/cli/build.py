@@ -11,7 +11,7 @@ import click
 from rich.progress import MofNCompleteColumn
 from rich.text import Text
 
-from qemu_ring.build import PARTS, BuildOptions, BuiltQemu, build_qemu
+from qemu_ring.build import DEFAULT_VERSION, PARTS, SUITES, BuildOptions, BuiltQemu, build_qemu
 from qemu_ring.build import BuildProgress as State
 from qemu_ring.cli.frame.numbers import Whole
 from qemu_ring.cli.frame.options import json_option
@@ -28,7 +28,14 @@ __all__ = ["build_command"]
     "--source",
     type=click.Path(path_type=Path),
     metavar="DIR|TARBALL",
-    help="QEMU 10.0 or 10.2 source, which is only read; default: Debian's 10.0, fetched by apt.",
+    help="QEMU 7.2, 10.0 or 10.2 source, which is only read; default: Debian's, fetched by apt.",
+)
+@click.option(
+    "--qemu-version",
+    "version",
+    type=click.Choice(list(SUITES)),
+    help="Of Debian's QEMU: 7.2 as Debian 12 has it, or 10.0 of Debian 13.  [default: "
+    f"{DEFAULT_VERSION}]",
 )
 @click.option(
     "--jobs", type=Whole(1, 1024), metavar="N", help="Compilers at a time; default: one a CPU."
@@ -45,14 +52,19 @@ __all__ = ["build_command"]
 @click.option("--debug", is_flag=True, help="With QEMU's debug checks, not optimised.")
 @json_option
 def build_command(
-    source: Path | None, jobs: int | None, part: str, debug: bool, as_json: bool
+    source: Path | None,
+    version: str | None,
+    jobs: int | None,
+    part: str,
+    debug: bool,
+    as_json: bool,
 ) -> int:
     """Build a QEMU that loses no dirty bits.
 
     Its path is printed. It is kept, in $XDG_CACHE_HOME/qemu-ring or ~/.cache/qemu-ring, until
     its source, the patches, the compiler or the options change. Needs no root.
     """
-    options = BuildOptions(source=source, jobs=jobs, debug=debug, part=part)
+    options = BuildOptions(source=source, version=version, jobs=jobs, debug=debug, part=part)
     with _progress() as show:
         built = run(build_qemu(options, on_progress=show), on_signal=_stopping)
     if as_json:

@@ -16,7 +16,7 @@ from qemu_ring.build.cache import BINARY
 from qemu_ring.build.patches import Patches
 from qemu_ring.build.run import CONFIGURE
 from qemu_ring.build.source import find_source, qemu_version, unpack
-from qemu_ring.build.tools import make_tools
+from qemu_ring.build.tools import configure_options, make_tools
 from qemu_ring.programs import Runner
 from tests.qemu.build.series import check_style
 
@@ -46,7 +46,8 @@ async def test_each_patch_builds_on_those_before_it(source: str, tmp_path: Path)
         if not (build / "build.ninja").exists():
             await runner.run(
                 "configuring QEMU",
-                *(tree / "configure", f"--python={tools / 'python'}", *CONFIGURE),
+                tree / "configure",
+                *configure_options(tree, tools, CONFIGURE),
                 *("--target-list=x86_64-softmmu,avr-softmmu", "--enable-werror"),
                 cwd=build,
                 timeout=1200,

@@ -74,6 +74,13 @@ def set_meson(tree: Path, version: str) -> None:
     (tree / "pythondeps.toml").write_text(text)
 
 
+def set_old_meson(tree: Path, version: str) -> None:
+    """Have a source tell which meson it takes as it was before QEMU 8.1."""
+    (tree / "pythondeps.toml").unlink()
+    text = f'# explicit && has meson && version_ge "$(meson --version)" {version}; then\n'
+    write_program(tree / "configure", CONFIGURE.rstrip("\n") + f"\n{text}")
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """An unpacked source of QEMU 10.0.5."""
@@ -115,8 +122,9 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Python environments for builds, made once from stand-in packages."""
     wheels = tmp_path_factory.mktemp("wheels")
-    for name, version in [("meson", "1.5.0"), ("meson", "1.9.0"), ("pycotap", "1.3.1")]:
-        _write_wheel(wheels, name, version)
+    for version in ("0.61.5", "1.5.0", "1.9.0"):
+        _write_wheel(wheels, "meson", version)
+    _write_wheel(wheels, "pycotap", "1.3.1")
     for name in ("ninja", "setuptools", "wheel"):
         _write_wheel(wheels, name, "999")
     directory = tmp_path_factory.mktemp("tools")
@@ -127,6 +135,8 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for meson in ("1.5.0", "1.9.0"):
             set_meson(tree, meson)
             asyncio.run(make_tools(directory, tree, Runner(directory / "log")))
+        set_old_meson(tree, "0.61.5")
+        asyncio.run(make_tools(directory, tree, Runner(directory / "log")))
     yield directory
     shutil.rmtree(directory)
 

@@ -9,12 +9,13 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qemu_ring.build import BuildError, BuildOptions, BuildProgress, BuiltQemu, build_qemu
 from qemu_ring.errors import QemuRingError, UsageError
-from tests.unit.build.conftest import set_meson
+from tests.unit.build.conftest import set_meson, set_old_meson
 
 
 def says(built: BuiltQemu) -> str:
@@ -187,6 +188,32 @@ async def test_meson_is_the_one_that_the_source_brings_along(
         assert list(directory.parent.glob(f"lib/python*/site-packages/meson-{version}.dist-info"))
 
 
+async def test_meson_of_a_source_before_8_1(
+    options: BuildOptions, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells its oldest meson in configure, takes no --python with one, and never downloads."""
+    monkeypatch.setenv("CONFIGURED", str(tmp_path / "configured"))
+    set_old_meson(tree, "0.61.5")
+    built = await build_qemu(options)
+    words = (tmp_path / "configured").read_text().split()
+    (meson,) = [Path(word.removeprefix("--meson=")) for word in words if "--meson=" in word]
+    assert list(meson.parents[1].glob("lib/python*/site-packages/meson-0.61.5.dist-info"))
+    assert not [word for word in words if word.startswith("--python=")]
+    assert "--disable-download" not in words
+    assert "--disable-install-blobs" in words
+    assert await build_qemu(options) == replace(built, cached=True)
+
+
+async def test_configure_is_told_not_to_download_where_it_can(
+    options: BuildOptions, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONFIGURED", str(tmp_path / "configured"))
+    configure = tree / "configure"
+    configure.write_text(configure.read_text() + "# --disable-download)\n")
+    await build_qemu(options)
+    assert " --disable-download " in (tmp_path / "configured").read_text()
+
+
 @pytest.mark.parametrize(("old", "new"), [("[meson]", "[tools]"), ("pycotap", "other"), ("", None)])
 async def test_source_that_tells_no_meson(
     options: BuildOptions, tree: Path, old: str, new: str | None
@@ -348,6 +375,18 @@ async def test_cache_that_cannot_be_written(options: BuildOptions, tmp_path: Pat
     with pytest.raises(QemuRingError, match="Not a directory") as caught:
         await build_qemu(replace(options, cache=tmp_path / "file" / "cache"))
     assert caught.value.exit_status == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"version": "9.2"}, "Debian's QEMU 9.2 is not known here"),
+        ({"version": "7.2", "source": Path("/qemu")}, "--source names another"),
+    ],
+)
+def test_version_that_cannot_be(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        BuildOptions(**arguments)
 
 
 def test_no_jobs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def test_mirror_where_there_is_no_apt(tmp_path: Path) -> None:
 def test_entry_is_checked_with_debians_keys(root: Path) -> None:
     keyring = root / "usr/share/keyrings/debian-archive-keyring.gpg"
     assert source_entry(root) == f"deb-src [signed-by={keyring}] {GENERAL} trixie main\n"
+    assert source_entry(root, "7.2") == f"deb-src [signed-by={keyring}] {GENERAL} bookworm main\n"
     keyring.unlink()
     with pytest.raises(HostError, match="apt-get install debian-archive-keyring"):
         source_entry(root)
@@ -124,13 +126,58 @@ async def test_fetch(root: Path, programs: Path, tmp_path: Path) -> None:
     assert fetched.read_text() == "tarball\n"
     assert source_entry(root) in runner.log.read_text()
     update, source = calls.read_text().splitlines()
-    assert source.endswith(" source --download-only --tar-only --only-source qemu")
+    assert source.endswith(" source --only-source --download-only --tar-only qemu")
     for call in (update, source):
         assert f"-o Dir::State={tmp_path}/work/state " in call
         assert f"-o Dir::Cache={tmp_path}/work/cache " in call
         assert "-o Dir::Etc::sourceparts=/dev/null " in call
         assert "-o APT::Get::AllowUnauthenticated=false " in call
         assert "-o Acquire::AllowInsecureRepositories=false " in call
+
+
+UNPACKS = """
+case "$*" in *update) exit ;; esac
+touch qemu_7.2+dfsg-7+deb12u18.dsc qemu_7.2+dfsg.orig.tar.xz
+mkdir -p qemu-7.2+dfsg/.pc qemu-7.2+dfsg/sub
+echo 7.2.22 > qemu-7.2+dfsg/VERSION
+echo applied > qemu-7.2+dfsg/.pc/applied-patches
+"""
+
+
+async def test_source_whose_updates_are_debians_patches(
+    root: Path, programs: Path, tmp_path: Path
+) -> None:
+    calls = write_apt(programs, UNPACKS)
+    write_program(programs / "dpkg-source", "#!/bin/sh\n")
+    digests = set()
+    for name in ("1", "2"):
+        runner = Runner(tmp_path / f"log{name}")
+        fetched = await fetch_debian_source(tmp_path / name, runner, root, "7.2")
+        assert fetched.name == "qemu_7.2+dfsg-7+deb12u18.tar.gz"
+        with tarfile.open(fetched) as tarball:
+            members = tarball.getnames()
+        assert members == ["qemu-7.2+dfsg", "qemu-7.2+dfsg/VERSION", "qemu-7.2+dfsg/sub"]
+        digests.add(hashlib.sha256(fetched.read_bytes()).hexdigest())
+        # The next one is made at another time, with other rights.
+        write_apt(programs, f"umask 077\n{UNPACKS}touch -d 2001-01-01 qemu-7.2+dfsg/VERSION\n")
+    assert len(digests) == 1
+    assert calls.read_text().splitlines()[1].endswith(" source --only-source qemu")
+
+
+async def test_source_that_apt_did_not_unpack(root: Path, programs: Path, tmp_path: Path) -> None:
+    write_apt(programs, "touch qemu_7.2+dfsg-7.dsc")
+    write_program(programs / "dpkg-source", "#!/bin/sh\n")
+    with pytest.raises(BuildError, match=r"qemu_7\.2\+dfsg-7\.dsc was not unpacked"):
+        await fetch_debian_source(tmp_path / "work", Runner(tmp_path / "log"), root, "7.2")
+
+
+async def test_no_dpkg_source_here(
+    root: Path, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_apt(programs, UNPACKS)
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(HostError, match="apt-get install dpkg-dev"):
+        await fetch_debian_source(tmp_path / "work", Runner(tmp_path / "log"), root, "7.2")
 
 
 @pytest.mark.parametrize(
@@ -202,9 +249,30 @@ async def test_source_is_fetched_once(
     tarball.unlink()
     assert (await build_qemu(options)).path == first.path
     assert len(calls.read_text().splitlines()) == 2
-    (tarball.parent / "debian.json").write_text("{")  # that is no reason to fail
+    (tarball.parent / "debian-10.0.json").write_text("{")  # that is no reason to fail
     assert (await build_qemu(options)).manifest.source == name
     assert len(calls.read_text().splitlines()) == 4
+
+
+@needs_keys
+async def test_each_version_has_a_source_of_its_own(
+    options: BuildOptions, tree: Path, programs: Path
+) -> None:
+    new = "qemu_10.0.5+ds.orig.tar.xz"
+    write_apt(
+        programs,
+        f"""case "$*" in
+        *update) ;;
+        *--tar-only*) tar -C {tree.parent} -cJf {new} qemu-10.0.5 ;;
+        *) touch qemu_7.2-1.dsc; cp -a {tree} qemu-7.2 ;;
+        esac""",
+    )
+    write_program(programs / "dpkg-source", "#!/bin/sh\n")
+    options = replace(options, source=None)
+    old = replace(options, version="7.2")
+    for _ in range(2):  # the second time it is there
+        assert (await build_qemu(options)).manifest.source == new
+        assert (await build_qemu(old)).manifest.source == "qemu_7.2-1.tar.gz"
 
 
 @needs_keys
