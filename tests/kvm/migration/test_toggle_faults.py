@@ -212,7 +212,7 @@ async def test_migration_of_another_that_begins_meanwhile(
             await commands.set_parameters(monitor, max_bandwidth=MIB)
             await real(monitor, "exec:cat > /dev/null")
 
-        with at(monkeypatch, "twin", other), pytest.raises(UsageError, match="migrated already"):
+        with at(monkeypatch, "twin", other), pytest.raises(UsageError, match="migrates already"):
             await one.to("ring:4096")
         assert (await commands.query_migrate(monitor)).is_active
         await commands.migrate_cancel(monitor)
