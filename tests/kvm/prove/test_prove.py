@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.dirty import Tracking
-from qemu_ring.errors import ExitStatus, HostError
-from qemu_ring.memslot import Shape
+from qemu_ring.errors import ExitStatus, HostError, QemuUnsuitableError
+from qemu_ring.memslot import FlushInfo, Shape
 from qemu_ring.prove import Control, ProveOptions, ProveProgress, Writer, prove
+from qemu_ring.qmp import Monitor
 
 RING = Tracking(4096)
 SOME_PAGES = 8 * 4096  # the statistics page and the like, dirty or not by chance
@@ -149,3 +150,18 @@ async def test_controls_of_a_device_s_writes_are_clean(qemu_path: Path, control:
         assert result.pages_written == 0
     else:
         assert result.pages_written == 8192 * len(result.rounds)
+
+
+async def test_series_without_its_counters_is_proved_all_the_same(
+    patched_qemu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU with the parts `fixes` and `flush` has policies, and no command that tells of them."""
+
+    async def unknown(monitor: Monitor) -> FlushInfo:
+        raise QemuUnsuitableError("no x-query-memslot-flush")
+
+    monkeypatch.setattr("qemu_ring.prove.run.query_flush", unknown)
+    result = await prove(patched_qemu, ProveOptions(rounds=1))
+    assert result.flush is None
+    assert result.removals > 0
+    assert result.stale_pages == 0
