@@ -15,7 +15,7 @@ from socket import AF_UNIX
 from qemu_ring.machine.sockets import children, credentials, sockets_of, tcp_socket
 from qemu_ring.qmp import Monitor, commands
 
-__all__ = ["Instance", "Life"]
+__all__ = ["Instance", "Life", "process_of"]
 
 
 class Life(Enum):
@@ -114,14 +114,14 @@ def _candidates(peer: TransportSocket, threads: frozenset[int]) -> Sequence[int]
         listener = credentials(peer)[0]
         return [listener, *children(listener)]  # whoever listens need not be who answers
     other_end = tcp_socket(peer.getpeername()[:2], peer.getsockname()[:2])
-    owner = _process_of(min(threads))
+    owner = process_of(min(threads))
     if other_end is None or owner is None or other_end not in sockets_of(owner):
         return []  # on another host, or behind a tunnel to one
     return [owner]
 
 
-def _process_of(thread: int) -> int | None:
-    """The process that a thread of this host belongs to."""
+def process_of(thread: int) -> int | None:
+    """The process that a thread of this host belongs to; None if there is no such thread."""
     with suppress(OSError):
         for line in Path(f"/proc/{thread}/status").read_text(errors="replace").splitlines():
             if line.startswith("Tgid:"):

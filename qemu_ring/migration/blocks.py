@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from qemu_ring.errors import UsageError
 from qemu_ring.machine import Machine, serving_process
+from qemu_ring.machine.instance import process_of
 from qemu_ring.machine.mappings import Mapping, is_mapped, mappings, opened_mapping, path_in_process
 from qemu_ring.qmp import CommandError, Monitor, commands
 from qemu_ring.verify import Block, Memory, ProcessMemory, VerifyError
@@ -264,11 +264,8 @@ async def _processes(monitor: Monitor) -> list[int]:
     """
     found = []
     for vcpu in (await commands.query_cpus_fast(monitor))[:1]:
-        with suppress(OSError):
-            path = Path(f"/proc/{vcpu.thread_id}/status")
-            text = await asyncio.to_thread(path.read_text)
-            threads = re.search(r"^Tgid:\s+(\d+)$", text, re.MULTILINE)
-            found += [int(threads[1])] if threads else []
+        process = await asyncio.to_thread(process_of, vcpu.thread_id)
+        found += [] if process is None else [process]
     with suppress(OSError):
         peer = monitor.transport
         serving = None if peer is None else await asyncio.to_thread(serving_process, peer)

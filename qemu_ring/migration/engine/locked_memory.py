@@ -50,7 +50,8 @@ def _limit(thread: int) -> int | None:
     """Bytes that a thread's process may lock; None for no limit, or if it is not known."""
     try:
         status, limits = (
-            Path(f"/proc/{thread}/{name}").read_text(errors="replace") for name in _FILES
+            Path(f"/proc/{thread}/{name}").read_text(errors="replace")
+            for name in ("status", "limits")
         )
     except OSError:
         return None
@@ -59,6 +60,3 @@ def _limit(thread: int) -> int | None:
     if found is None or capable is None or int(capable[1], 16) & _CAP_IPC_LOCK:
         return None
     return int(found[1])
-
-
-_FILES: Final = ("status", "limits")
