@@ -186,13 +186,7 @@ def _processes(owner: str) -> dict[int, str]:
     """Name the children of this process, and all processes started with `owner` in force."""
     mark = f"{OWNER_VARIABLE}={owner}"
     found = find_processes(lambda one: one.parent == os.getpid() or one.was_told(mark))
-    return {one.pid: _name(one) for one in found}
-
-
-def _name(process: Process) -> str:
-    with contextlib.suppress(OSError):
-        return process.name
-    return "gone"
+    return {one.pid: str(one) for one in found}
 
 
 def _held_files() -> set[str]:

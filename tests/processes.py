@@ -18,6 +18,13 @@ class Process:
         self.pid = pid
         self.folder = _PROC / str(pid)
 
+    def __str__(self) -> str:
+        """Its command, as far as fits into a message."""
+        try:
+            return self.command[:80] or self.name
+        except OSError:
+            return "gone"
+
     @property
     def command(self) -> str:
         """Its arguments, with spaces between them."""

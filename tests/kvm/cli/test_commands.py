@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import COMMAND
-from tests.processes import descendants
+from tests.processes import Process, descendants
 from tests.tiers import attempts
 from tests.waiting import DEADLINE, wait_until
 
@@ -192,16 +191,15 @@ def test_kill_9_leaves_nothing(qemu_path: Path, attempt: int) -> None:
 
 def _until_qemus(process: subprocess.Popen[str], count: int) -> int:
     """Wait until it runs so many QEMUs; returns the first one's process id."""
+
+    def is_qemu(one: Process) -> bool:
+        return "qemu-system" in one.command.partition(" ")[0] and "ivshmem-plain" in one.command
+
     deadline = time.monotonic() + DEADLINE
     while True:
         assert process.poll() is None
         assert time.monotonic() < deadline
-        qemus = []
-        for pid in sorted({one.pid for one in descendants(process.pid)}):
-            with contextlib.suppress(OSError):
-                line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if b"qemu-system" in line[0] and b"ivshmem-plain" in b" ".join(line):
-                    qemus.append(pid)
+        qemus = sorted(one.pid for one in descendants(process.pid, is_qemu))
         if len(qemus) >= count:
             return qemus[0]
         time.sleep(0.005)

@@ -152,7 +152,7 @@ class Killer:
                 break
             time.sleep(0.01)
         files = [str(path) for path in (self._folder / "tmp").iterdir()]
-        return [f"orphan: {process.pid}" for process in processes] + files
+        return [f"orphan: {process}" for process in processes] + files
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -152,12 +152,19 @@ async def test_cancelled_start_leaves_nothing(qemu_path: Path, ram: MemoryBacken
         assert children(os.getpid()) == before
 
 
+@contextlib.asynccontextmanager
+async def served(qemu_path: Path, ram: MemoryBackend, path: Path) -> AsyncIterator[Machine]:
+    """A QEMU with a monitor for others."""
+    description = described(ram, extra=("-qmp", f"unix:{path},server=on,wait=off"))
+    async with await Machine.start(qemu_path, description) as machine:
+        yield machine
+
+
 async def test_attached_qemu_goes_on_when_we_leave(
     qemu_path: Path, ram: MemoryBackend, tmp_path: Path
 ) -> None:
     path = tmp_path / "monitor"
-    description = described(ram, extra=("-qmp", f"unix:{path},server=on,wait=off"))
-    async with await Machine.start(qemu_path, description) as machine:
+    async with served(qemu_path, ram, path) as machine:
         async with await Machine.attach(path, name="attached") as attached:
             assert not attached.owned
             assert attached.pid is None
@@ -176,9 +183,8 @@ async def test_attached_qemu_that_ends(
 ) -> None:
     """It has ended if that was seen; of one whose monitor is lost no more than that is known."""
     path = tmp_path / "monitor"
-    description = described(ram, extra=("-qmp", f"unix:{path},server=on,wait=off"))
     known = MachineDiedError if identified else DisconnectedError
-    async with await Machine.start(qemu_path, description) as machine:
+    async with served(qemu_path, ram, path) as machine:
         with pytest.raises(known, match="attached: "):
             async with await Machine.attach(path, name="attached") as attached:
                 if identified:
@@ -195,8 +201,7 @@ async def test_end_that_is_seen_after_the_monitor_is_gone(
 ) -> None:
     """The kernel closes a process's sockets first: on a busy host, noticeably before it ends."""
     path = tmp_path / "monitor"
-    description = described(ram, extra=("-qmp", f"unix:{path},server=on,wait=off"))
-    async with await Machine.start(qemu_path, description) as machine:
+    async with served(qemu_path, ram, path) as machine:
         machine.may_end()
         with pytest.raises(MachineDiedError, match="attached: "):
             async with await Machine.attach(path, name="attached") as attached:
