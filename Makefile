@@ -7,7 +7,8 @@
 ARGS ?=
 QEMU ?= $(or $(QEMU_RING_QEMU),qemu-system-x86_64)
 PYTEST_ARGS ?=
-JOBS ?= auto
+# Two for each CPU: much of what tests do is to wait.
+JOBS ?= $(shell echo $$((2 * $$(nproc))))
 SOURCES ?=
 
 python := .venv/bin/python
@@ -15,6 +16,9 @@ sources := qemu_ring tests model $(wildcard benchmarks/*.py examples/*.py tools/
 scripts := tools/setup .ci/run
 # Each worker takes half of what another has left when it has done its own.
 pytest := $(python) -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
+
+# Tests start the command hundreds of times.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-full prove demo lint types patched coverage unit check-series format firmware wheel clean

@@ -21,6 +21,7 @@ import pytest
 from qemu_ring.errors import HostError
 from qemu_ring.machine.kvm import KvmCapabilities, probe_kvm
 from tests.command import COMMAND
+from tests.priorities import KEEPS_PRIORITY, vcpus_yield
 from tests.processes import Process, find_processes
 from tests.shm import SHM, is_of_another, own_shm_folder
 from tests.tiers import mark_alternating, mark_matrices, without_full
@@ -79,6 +80,14 @@ def this_host() -> Host:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the tests marked full as well")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run side by side, which this process only looks after, no guest is in the way."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        stack = contextlib.ExitStack()
+        stack.enter_context(vcpus_yield())
+        config.add_cleanup(stack.close)
 
 
 def pytest_collection_finish() -> None:
@@ -161,6 +170,8 @@ def _nothing_left_behind(
     if request.node.get_closest_marker("qemu") is None:
         yield
         return
+    if request.node.get_closest_marker("busy_guest"):
+        monkeypatch.setenv(KEEPS_PRIORITY, "1")
     owner = str(uuid.uuid4())
     monkeypatch.setenv(OWNER_VARIABLE, owner)  # what the test starts inherits it, orphans too
     old_processes, old_files, old_held = _processes(owner).keys(), _shm_files(), _held_files()

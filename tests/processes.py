@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import AnyStr
 
-__all__ = ["Process", "descendants", "find_processes", "is_running"]
+__all__ = ["Process", "descendants", "find_processes", "is_running", "killed_if_it_fails"]
 
 _PROC = Path("/proc")
+_GUEST_TIME = 40  # of what follows the name in /proc/PID/stat
 
 
 class Process:
@@ -53,6 +57,15 @@ class Process:
         return self._text("maps")
 
     @property
+    def vcpu_threads(self) -> set[int]:
+        """Its threads that have run a guest, under KVM."""
+        fields = {
+            int(task.name): (task / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            for task in (self.folder / "task").iterdir()
+        }
+        return {thread for thread, values in fields.items() if int(values[_GUEST_TIME])}
+
+    @property
     def opened(self) -> list[str]:
         """What its descriptors refer to."""
         return [str(link.readlink()) for link in (self.folder / "fd").iterdir()]
@@ -68,6 +81,17 @@ class Process:
     def _text(self, file: str) -> str:
         # What others run need not be called in UTF-8.
         return (self.folder / file).read_text(errors="replace")
+
+
+@contextmanager
+def killed_if_it_fails(program: subprocess.Popen[AnyStr]) -> Iterator[subprocess.Popen[AnyStr]]:
+    """What goes wrong in the block ends the program: otherwise nobody would stop waiting for it."""
+    with program:
+        try:
+            yield program
+        except BaseException:
+            program.kill()
+            raise
 
 
 def find_processes(matches: Callable[[Process], bool]) -> list[Process]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qemu_ring.machine import new_folder_name
 from tests.conftest import _is_used_by_others
+from tests.processes import killed_if_it_fails
 from tests.shm import SHM, is_of_another, own_shm_folder
 
 ANOTHER = """
@@ -27,8 +28,8 @@ def test_own_folders_are_told_from_those_of_another_that_lives() -> None:
         assert not is_of_another(folder)
         assert not is_of_another(new_folder_name(SHM))
         command = [sys.executable, "-c", ANOTHER]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        with killed_if_it_fails(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ) as process:
             assert process.stdout is not None
             theirs = [Path(process.stdout.readline().strip()) for _ in range(2)]

@@ -126,6 +126,7 @@ def test_pause_and_resume(both: Qemus, tmp_path: Path) -> None:
         assert json.loads(ended(process, 0)[0])["status"] == "completed"
 
 
+@pytest.mark.busy_guest
 def test_switchover(both: Qemus, tmp_path: Path) -> None:
     """In the first pass, which would take half a minute more."""
     at = str(tmp_path / "control")

@@ -29,12 +29,14 @@ from qemu_ring.qmp import MigrationStatus, commands
 from tests.command import COMMAND
 from tests.kvm.migration.qemus import Qemus
 from tests.kvm.migration.refusals import may_be_refused
+from tests.processes import killed_if_it_fails
 from tests.waiting import DEADLINE, until
 
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import StartPair
 
-pytestmark = pytest.mark.kvm
+# Their guests lack memory where they go on, because they have written it all.
+pytestmark = [pytest.mark.kvm, pytest.mark.busy_guest]
 
 MIB = 1 << 20
 
@@ -79,12 +81,13 @@ async def wait_taken_over(destination: Machine) -> None:
 
 
 def kill_a_controller(qemus: Qemus) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", CONTROLLER, qemus.source, qemus.destination],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    with killed_if_it_fails(
+        subprocess.Popen(
+            [sys.executable, "-c", CONTROLLER, qemus.source, qemus.destination],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "postcopy-active\n"
         process.kill()

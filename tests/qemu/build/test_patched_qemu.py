@@ -16,7 +16,7 @@ from qemu_ring.build import built_binary
 from qemu_ring.build.cache import Cache
 from qemu_ring.machine import probe_qemu
 from tests.command import COMMAND
-from tests.processes import Process, find_processes
+from tests.processes import Process, find_processes, killed_if_it_fails
 from tests.waiting import wait_until
 
 pytestmark = [
@@ -84,12 +84,14 @@ def test_plain_guest_starts_with_the_distributions_firmware(patched_qemu: Path) 
         pytest.skip("Debian's seabios is not installed")
     arguments = ["-accel", "tcg", "-display", "none", "-monitor", "none", "-serial", "none"]
     arguments += ["-chardev", "stdio,id=log", "-device", "isa-debugcon,iobase=0x402,chardev=log"]
-    with subprocess.Popen(
-        [patched_qemu, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    with killed_if_it_fails(
+        subprocess.Popen(
+            [patched_qemu, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("SeaBIOS (version")
@@ -117,7 +119,9 @@ def test_ended_while_it_compiles(
     for name in ("sources", "tools"):  # so that nothing is fetched anew
         (mine / name).symlink_to(Cache().root / name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with subprocess.Popen(BUILD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with killed_if_it_fails(
+        subprocess.Popen(BUILD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    ) as process:
         try:
             wait_until(
                 lambda: "\n[20/" in _log(mine) or _ended(process), "it compiles", seconds=DEADLINE

@@ -26,6 +26,7 @@ from qemu_ring.qmp import (
     commands,
     unix_name,
 )
+from tests.processes import killed_if_it_fails
 from tests.proxy import Session, proxied
 from tests.waiting import wait_until
 
@@ -63,7 +64,7 @@ def running(binary: Path, folder: Path, *, pretty: str = "off") -> Iterator[Runn
             *("-chardev", f"socket,id={path.stem},path={path},server=on,wait=off"),
             *("-mon", f"chardev={path.stem},mode=control,pretty={printed}"),
         ]
-    with subprocess.Popen([str(binary), *arguments]) as process:
+    with killed_if_it_fails(subprocess.Popen([str(binary), *arguments])) as process:
         try:
             wait_until(lambda: listens(str(sockets[-1])), "QEMU listens")
             yield Running(process, (sockets[0], sockets[1]))
@@ -175,9 +176,11 @@ def named(
         listening.bind(unix_name(name))
         listening.listen()
         chardev = f"socket,id=m,fd={listening.fileno()},server=on,wait=off"
-        with subprocess.Popen(
-            [str(binary), *PLAIN, "-chardev", chardev, "-mon", "chardev=m,mode=control"],
-            pass_fds=[listening.fileno()],
+        with killed_if_it_fails(
+            subprocess.Popen(
+                [str(binary), *PLAIN, "-chardev", chardev, "-mon", "chardev=m,mode=control"],
+                pass_fds=[listening.fileno()],
+            )
         ) as process:
             try:
                 yield name, process.pid

@@ -16,6 +16,7 @@ from qemu_ring._compat import timeout
 from qemu_ring.errors import HostError
 from qemu_ring.guest.linux import debian_kernel, initramfs
 from tests.command import COMMAND
+from tests.processes import killed_if_it_fails
 from tests.waiting import DEADLINE
 
 RUN = [*COMMAND, "run"]
@@ -59,11 +60,13 @@ def run_guest(qemu_path: Path) -> Iterator[Run]:
 @contextmanager
 def command(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """The command in the background; killed when the context is left, if it still runs."""
-    with subprocess.Popen(
-        [*RUN, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    with killed_if_it_fails(
+        subprocess.Popen(
+            [*RUN, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     ) as process:
         try:
             yield process

@@ -20,7 +20,7 @@ from qemu_ring.machine import Machine
 from qemu_ring.migration import HeldPrecopy
 from qemu_ring.qmp import CommandError, commands
 from tests.command import COMMAND
-from tests.processes import is_running
+from tests.processes import is_running, killed_if_it_fails
 from tests.qemu.libvirt import Libvirt, listens, running_libvirt
 from tests.waiting import DEADLINE, wait_until
 
@@ -56,7 +56,7 @@ def foreign(qemu_path: Path, short_path: Path) -> Iterator[Foreign]:
     bios = short_path / "bios"
     bios.write_bytes(b"\xf4\xeb\xfd".ljust(65536 - 16, b"\0") + b"\xe9\x0d\x00".ljust(16, b"\0"))
     arguments[arguments.index("/dev/null")] = str(bios)
-    with subprocess.Popen([str(qemu_path), *arguments]) as process:
+    with killed_if_it_fails(subprocess.Popen([str(qemu_path), *arguments])) as process:
         try:
             wait_until(lambda: listens(socket), "QEMU listens")
             yield Foreign(process.pid, socket, log)
@@ -117,8 +117,10 @@ async def main():
         await asyncio.sleep(60)
 asyncio.run(main())
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(foreign.socket)], stdout=subprocess.PIPE, text=True
+    with killed_if_it_fails(
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(foreign.socket)], stdout=subprocess.PIPE, text=True
+        )
     ) as controller:
         assert controller.stdout is not None
         assert controller.stdout.readline() == "attached\n"
@@ -132,12 +134,24 @@ asyncio.run(main())
 def twin(foreign: Foreign, qemu_path: Path, short_path: Path) -> Iterator[Path]:
     """The monitor of a QEMU that waits for the foreign one's guest; not ours either."""
     socket = short_path / "twin.sock"
-    with subprocess.Popen(
-        [
-            *(str(qemu_path), "-M", "q35,accel=tcg", "-m", "32", "-smp", "2", "-display", "none"),
-            *("-qmp", f"unix:{socket},server=on,wait=off", "-bios", str(short_path / "bios")),
-            *("-serial", "null", "-incoming", "defer"),
-        ]
+    with killed_if_it_fails(
+        subprocess.Popen(
+            [
+                *(
+                    str(qemu_path),
+                    "-M",
+                    "q35,accel=tcg",
+                    "-m",
+                    "32",
+                    "-smp",
+                    "2",
+                    "-display",
+                    "none",
+                ),
+                *("-qmp", f"unix:{socket},server=on,wait=off", "-bios", str(short_path / "bios")),
+                *("-serial", "null", "-incoming", "defer"),
+            ]
+        )
     ) as process:
         try:
             wait_until(lambda: listens(socket), "QEMU listens")

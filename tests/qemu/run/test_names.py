@@ -13,6 +13,7 @@ import pytest
 
 from qemu_ring.machine.sockets import listens
 from tests.command import COMMAND
+from tests.processes import killed_if_it_fails
 from tests.waiting import DEADLINE, wait_until
 
 pytestmark = pytest.mark.qemu
@@ -49,11 +50,13 @@ def qemu_ring(*arguments: object) -> tuple[int, bytes, bytes]:
 @contextmanager
 def running(*arguments: object) -> Iterator[bytes]:
     """`qemu-ring run`, and the line that it says."""
-    with subprocess.Popen(
-        [*COMMAND, "run", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
+    with killed_if_it_fails(
+        subprocess.Popen(
+            [*COMMAND, "run", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        )
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -111,8 +114,10 @@ def test_label(binary: Path, short_path: Path) -> None:
     socket = short_path / "q"
     arguments = ["-M", "q35,accel=tcg", "-m", "32", "-display", "none", "-S", "-nodefaults"]
     label = b"caf\xc3\xa9 \xe2\x86\x92 \xff"
-    with subprocess.Popen(
-        [binary, *arguments, "-name", label, "-qmp", f"unix:{socket},server=on,wait=off"]
+    with killed_if_it_fails(
+        subprocess.Popen(
+            [binary, *arguments, "-name", label, "-qmp", f"unix:{socket},server=on,wait=off"]
+        )
     ) as process:
         try:
             wait_until(lambda: listens(str(socket)), "QEMU listens")

@@ -14,6 +14,7 @@ from qemu_ring.build import Manifest, built_binary
 from qemu_ring.build.patches import Patches
 from qemu_ring.build.run import CONFIGURE
 from tests.command import COMMAND
+from tests.processes import killed_if_it_fails
 from tests.waiting import DEADLINE
 
 BUILD = [*COMMAND, "build"]
@@ -58,8 +59,13 @@ def test_it_says_that_it_waits(cache: Path, tree: Path, programs: Path) -> None:
     cache.mkdir(parents=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with subprocess.Popen(
-            [*BUILD, "--source", tree], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        with killed_if_it_fails(
+            subprocess.Popen(
+                [*BUILD, "--source", tree],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         ) as process:
             assert process.stderr is not None
             assert process.stderr.readline() == "qemu-ring: waiting for another build to end\n"

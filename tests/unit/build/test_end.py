@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from qemu_ring.build import BuildOptions, BuildProgress, build_qemu
-from tests.processes import Process, find_processes
+from tests.processes import Process, find_processes, killed_if_it_fails
 from tests.waiting import DEADLINE, until, wait_until
 
 # As the command line runs it; its patches are the test's.
@@ -65,8 +65,10 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
 def driver(options: BuildOptions, gate: Gate) -> Iterator[subprocess.Popen[str]]:
     """A process that builds; killed afterwards."""
     arguments = [str(path) for path in (options.source, options.patches, options.cache)]
-    with subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *arguments], stdout=subprocess.PIPE, text=True
+    with killed_if_it_fails(
+        subprocess.Popen(
+            [sys.executable, "-c", DRIVER, *arguments], stdout=subprocess.PIPE, text=True
+        )
     ) as process:
         yield process
         process.kill()

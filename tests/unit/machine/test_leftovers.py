@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from qemu_ring.machine import Leftovers, new_folder_name
+from tests.processes import killed_if_it_fails
 from tests.waiting import wait_until
 
 OWNER = """
@@ -36,7 +37,9 @@ def test_they_go_when_it_is_closed(tmp_path: Path) -> None:
 
 def test_they_go_when_their_owner_is_killed(tmp_path: Path) -> None:
     names = [str(tmp_path / "a folder"), str(tmp_path / "-file")]
-    with subprocess.Popen([sys.executable, "-c", OWNER, *names], stdout=subprocess.PIPE) as owner:
+    with killed_if_it_fails(
+        subprocess.Popen([sys.executable, "-c", OWNER, *names], stdout=subprocess.PIPE)
+    ) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"there\n"
         owner.kill()

@@ -12,6 +12,7 @@ import pytest
 
 from qemu_ring.errors import UsageError
 from qemu_ring.machine import named_socket
+from tests.processes import killed_if_it_fails
 from tests.waiting import wait_until
 
 OWNER = """
@@ -102,8 +103,10 @@ async def test_paths_that_cannot_be(path: Path, message: str) -> None:
 @pytest.mark.parametrize("attempt", range(5))
 def test_kill_9_leaves_no_name(tmp_path: Path, attempt: int) -> None:
     path = tmp_path / "s"
-    with subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(path)], stdout=subprocess.PIPE, text=True
+    with killed_if_it_fails(
+        subprocess.Popen(
+            [sys.executable, "-c", OWNER, str(path)], stdout=subprocess.PIPE, text=True
+        )
     ) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "there\n"

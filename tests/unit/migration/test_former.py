@@ -14,6 +14,7 @@ import pytest
 
 from qemu_ring.errors import UsageError
 from qemu_ring.migration.engine.previous_settings import TLS_ID, Controller
+from tests.processes import killed_if_it_fails
 from tests.unit.migration.conftest import refusal
 from tests.waiting import DEADLINE
 
@@ -100,7 +101,9 @@ async def test_certificates_without_a_note(fakes: Fakes) -> None:
 @pytest.fixture
 def other() -> Iterator[subprocess.Popen[bytes]]:
     """Another process that lives."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    with killed_if_it_fails(
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ) as process:
         yield process
         process.kill()
 

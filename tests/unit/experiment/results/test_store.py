@@ -22,6 +22,7 @@ from qemu_ring.experiment import (
 from qemu_ring.experiment.results.record import Status
 from qemu_ring.experiment.run.draft import empty_record
 from qemu_ring.experiment.schedule.process import run_labels
+from tests.processes import killed_if_it_fails
 from tests.unit.experiment.conftest import EXPERIMENT, Write, outcomes
 from tests.waiting import DEADLINE
 
@@ -136,7 +137,7 @@ def test_lock_goes_with_the_process(tmp_path: Path, plan: ExperimentPlan) -> Non
         "os.kill(os.getpid(), 9)"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with killed_if_it_fails(subprocess.Popen(command, stdout=subprocess.PIPE)) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         process.wait(timeout=DEADLINE)
