@@ -19,7 +19,7 @@ from qemu_ring.report.apart import done_apart
 
 __all__ = ["write_report"]
 
-_PORTION_BYTES = 400_000
+_PORTION_BYTES = 200_000
 """Of descriptions; a process is half a second of start."""
 
 
@@ -40,7 +40,7 @@ def write_report(
             Default: beside `output`, named as it is with `_plots` for its suffix.
         read: reads a directory.
         apart: work out what is said, draw it, and bundle the script, in a child for each (by
-            fork): what each takes, 120 MiB and more, is given back in between. Not where this
+            fork): what each takes, 150 MiB and more, is given back in between. Not where this
             process has other threads.
 
     Raises:
