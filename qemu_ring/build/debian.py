@@ -77,8 +77,7 @@ def source_entry(root: Path = _ROOT, version: str = DEFAULT_VERSION) -> str:
     if not keyring.exists():
         raise HostError(
             "Debian's signing keys are not installed",
-            hint="install them: apt-get install debian-archive-keyring; or name a QEMU source "
-            "with --source",
+            hint="install them: apt-get install debian-archive-keyring; or name a QEMU source",
         )
     return f"deb-src [signed-by={keyring}] {find_mirror(root)} {SUITES[version]} main\n"
 
@@ -106,12 +105,12 @@ async def fetch_debian_source(
     if shutil.which("apt-get") is None:
         raise HostError(
             "there is no apt-get here to fetch Debian's QEMU source",
-            hint="name a QEMU tarball or source directory with --source",
+            hint="name a QEMU tarball or source directory",
         )
     if patched and shutil.which("dpkg-source") is None:
         raise HostError(
             "there is no dpkg-source here to unpack Debian's QEMU source",
-            hint="install it: apt-get install dpkg-dev; or name a QEMU source with --source",
+            hint="install it: apt-get install dpkg-dev; or name a QEMU source",
         )
     entry = source_entry(root, version)
     for directory in ("state/lists/partial", "cache/archives/partial", "fetched"):
@@ -147,7 +146,7 @@ async def fetch_debian_source(
             raise HostError(
                 f"the signature of {suite} cannot be checked: its key is not in {root / _KEYRING}",
                 hint="bring the keys up to date: apt-get install debian-archive-keyring; or name "
-                "a QEMU source with --source",
+                "a QEMU source",
             ) from error
         raise
     found = sorted(fetched.glob("qemu_*.dsc" if patched else "qemu_*.orig.tar.*"))

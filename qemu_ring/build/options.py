@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qemu_ring.build.debian import SUITES
 from qemu_ring.build.patches import PARTS
-from qemu_ring.errors import UsageError
+from qemu_ring.errors import FieldError
 
 __all__ = ["BuildOptions", "BuildProgress", "BuiltQemu", "Manifest", "OnProgress"]
 
@@ -45,21 +45,21 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if self.jobs is not None and self.jobs < 1:
-            raise UsageError(f"{self.jobs} jobs build nothing", hint="--jobs is at least 1")
+            raise FieldError("jobs", f"is at least 1, not {self.jobs}")
         if self.version is not None and self.version not in SUITES:
-            raise UsageError(
-                f"Debian's QEMU {self.version} is not known here",
-                hint=f"--qemu-version is {' or '.join(SUITES)}; or name a source with --source",
+            raise FieldError(
+                "version",
+                f"is {' or '.join(SUITES)}, not {self.version}",
+                hint="of another, name a source",
             )
         if self.version is not None and self.source is not None:
-            raise UsageError(
-                "--qemu-version is for Debian's source, and --source names another",
+            raise FieldError(
+                "version",
+                "is of Debian's source, and another is named",
                 hint="leave one of the two out",
             )
         if self.part not in PARTS:
-            raise UsageError(
-                f"the series has no part {self.part}", hint=f"it has {', '.join(PARTS)}"
-            )
+            raise FieldError("part", f"is one of {', '.join(PARTS)}, not {self.part}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class Patches:
             known = " and ".join(f"{version}.x" for version in self.series)
             raise UsageError(
                 f"there are no patches for QEMU {version}, only for {known}",
-                hint="name another source with --source",
+                hint="name another source, a tarball or a directory",
             )
         return series
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from qemu_ring.build import DEFAULT_VERSION, PARTS, SUITES, BuildOptions, BuiltQemu, build_qemu
 from qemu_ring.build import BuildProgress as State
 from qemu_ring.cli.frame.numbers import Whole
-from qemu_ring.cli.frame.options import json_option
+from qemu_ring.cli.frame.options import in_options, json_option
 from qemu_ring.cli.frame.output import notes, print_json, progress_bar
 from qemu_ring.cli.frame.running import run
 from qemu_ring.errors import HostError
@@ -64,7 +64,8 @@ def build_command(
     Its path is printed. It is kept, in $XDG_CACHE_HOME/qemu-ring or ~/.cache/qemu-ring, until
     its source, the patches, the compiler or the options change. Needs no root.
     """
-    options = BuildOptions(source=source, version=version, jobs=jobs, debug=debug, part=part)
+    with in_options({"version": "--qemu-version", "part": "--series"}):
+        options = BuildOptions(source=source, version=version, jobs=jobs, debug=debug, part=part)
     with _progress() as show:
         built = run(build_qemu(options, on_progress=show), on_signal=_stopping)
     if as_json:

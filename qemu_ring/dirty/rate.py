@@ -202,7 +202,7 @@ class _Measurement:
             raise _unsuitable(
                 monitor,
                 "measures dirty rates for whole seconds only",
-                f"use --seconds {max(1, round(options.seconds))}, or QEMU 8.2 or newer",
+                f"use {max(1, round(options.seconds))} s, or QEMU 8.2 or newer",
             )
         if mode is RateMode.DIRTY_RING:
             what = "measuring a dirty rate by dirty-ring"
@@ -255,7 +255,7 @@ class _Measurement:
             raise QemuUnsuitableError(
                 f"QEMU refuses to measure a dirty rate by {self.mode.value}: this guest's "
                 f"tracking is {tracking}",
-                hint=f"use --mode {suitable.value}",
+                hint=f"measure by {suitable.value}",
             ) from error
 
     async def _state(self) -> DirtyRateInfo:
@@ -279,14 +279,14 @@ class _Measurement:
         if info.dirty_rate is None or info.dirty_rate < 0:
             raise QemuRingError(
                 "QEMU found no memory to sample",
-                hint=f"sample more of it: --sample-pages {_SAMPLE_PAGES[1]}",
+                hint=f"sample more of it: {_SAMPLE_PAGES[1]} pages of each GiB",
             )
         vcpus = tuple(VcpuRate(one.id, one.dirty_rate * _MIB) for one in info.vcpu_dirty_rate)
         rate = info.dirty_rate * _MIB
         return MeasuredRate(self.mode, _seconds(info), rate, vcpus, run_state, stalled)
 
 
-_OTHER_MODE: Final = f"use --mode {RateMode.PAGE_SAMPLING.value}"
+_OTHER_MODE: Final = f"measure by {RateMode.PAGE_SAMPLING.value}"
 
 
 async def _best_mode(monitor: Monitor, modes: frozenset[str]) -> RateMode:

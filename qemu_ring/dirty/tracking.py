@@ -84,7 +84,7 @@ class Tracking:
         if limit == 0:
             raise HostError(
                 "this host's KVM has no dirty ring",
-                hint="it came with Linux 5.11; or use --tracking bitmap",
+                hint="it came with Linux 5.11; or track by bitmap",
             )
         if self.ring_entries > limit:
             raise HostError(

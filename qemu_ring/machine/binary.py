@@ -65,7 +65,7 @@ class QemuBinary:
             QemuUnsuitableError: it is not.
         """
         if not self.kvm:
-            raise self._unsuitable("was built without KVM", "name another with --qemu")
+            raise self._unsuitable("was built without KVM", "name another QEMU")
 
     def require_ring(self) -> str:
         """Tell the accelerator's property that sets the dirty ring's size.
@@ -75,7 +75,7 @@ class QemuBinary:
         """
         if self.ring_property is None:
             raise self._unsuitable(
-                "is too old for the dirty ring", "use QEMU 6.1 or newer, or --tracking bitmap"
+                "is too old for the dirty ring", "use QEMU 6.1 or newer, or track by bitmap"
             )
         return self.ring_property
 
@@ -97,7 +97,7 @@ class QemuBinary:
         if not self.memslot_testdev:
             raise self._unsuitable(
                 "has no device memslot-testdev",
-                "build one that has, with qemu-ring build, or leave --shape at pci",
+                "build one that has, with qemu-ring build, or leave the shape at pci",
             )
 
     def require_slot_removal(self, machine: str) -> None:
@@ -215,7 +215,7 @@ async def _asked(path: Path, timeout: float | None) -> AsyncIterator[Monitor]:
         text = process.output()
         why = last_lines(text, nothing=error.message)
         raise QemuUnsuitableError(
-            f"{path} is no usable QEMU: {why}", hint=f"name a {_NAME} binary with --qemu"
+            f"{path} is no usable QEMU: {why}", hint=f"name a {_NAME} binary"
         ) from error
     finally:
         await process.end()

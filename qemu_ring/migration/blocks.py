@@ -163,7 +163,7 @@ class _Side:
         if not candidates:
             raise UsageError(
                 f"{machine.name}: its memory cannot be compared: its QEMU is not on this host",
-                hint="leave out --verify, or run this beside both QEMUs",
+                hint="leave the comparison out, or run this beside both QEMUs",
             )
         for pid in candidates:
             try:

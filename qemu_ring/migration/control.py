@@ -182,7 +182,7 @@ async def _start_postcopy(migration: Migration) -> None:
     if migration.plan.postcopy is None:
         raise UsageError(
             "it was not set up for postcopy, which QEMU takes only before a migration begins",
-            hint="start it with --kind postcopy, or with --within and --then postcopy",
+            hint="start it as postcopy, or with a goal that ends by postcopy",
         )
     try:
         await migration.start_postcopy()

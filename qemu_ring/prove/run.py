@@ -117,7 +117,7 @@ async def prove(
     if options.control is not Control.IDLE and not result.pages_written:
         raise QemuRingError(
             "the guest wrote nothing into its slots, so nothing could be lost",
-            hint="see its serial output and QEMU's log (--log-dir)",
+            hint="see its serial output and QEMU's log, which a directory for logs keeps",
         )
     return result
 

@@ -50,7 +50,7 @@ def match_cells(
     if not pairs:
         raise NothingInCommonError(
             "they have no cell in common",
-            hint="see `qemu-ring experiment show` for the axes, and --a and --b to choose",
+            hint="see `qemu-ring experiment show` for the axes, and choose by them, of a and of b",
         )
     return Matched(
         pairs,
@@ -97,7 +97,7 @@ def _by_key(results: Results, cells: list[Cell], aside: set[str]) -> dict[_Key, 
         if key in found:
             raise UsageError(
                 f"{found[key].name} and {cell.name} of {results.directory} would be one cell",
-                hint="choose one of them with --a or --b",
+                hint="choose one of them, of a or of b",
             )
         found[key] = cell
     return found

@@ -93,7 +93,7 @@ class Store:
                 hint=(
                     f"`qemu-ring experiment resume --repeats {plan.repeats}` adds repeats"
                     if more
-                    else "name another directory with --output"
+                    else "name another directory for the output"
                 ),
             )
         # It decides nothing of what is run.
@@ -115,11 +115,11 @@ class Store:
         if before and qemu and before.sha256 != qemu["sha256"]:
             raise StoreError(
                 f"{qemu['path']} is not the QEMU of the results in {self.directory}",
-                hint="begin anew with another --output, or name the former one with --qemu",
+                hint="begin anew in another directory, or name the former QEMU",
             )
         why = changed_file(results.cells.values(), results.experiment.inputs)
         if why is not None:
-            raise StoreError(why, hint="put that back, or begin anew with another --output")
+            raise StoreError(why, hint="put that back, or begin anew in another directory")
         return results
 
     def extend(self, results: Results, repeats: int) -> Results:
@@ -136,7 +136,7 @@ class Store:
         if noted.seed is None or noted.turns is None:
             raise StoreError(
                 f"{self.directory} is of a version that did not note its seed",
-                hint="begin anew with another --output",
+                hint="begin anew in another directory",
             )
         plan = ExperimentPlan(
             name=noted.name,

@@ -38,7 +38,7 @@ class StopRules:
         if self._most_failures is not None and self._failures >= self._most_failures:
             return QemuRingError(
                 f"stopped: {self._failures} runs failed one after the other",
-                hint=f"see `qemu-ring experiment show {self._directory}`, then resume it, --retry",
+                hint=f"see `qemu-ring experiment show {self._directory}`, then resume and retry",
             )
         if self._most_seconds is not None and time.monotonic() - self._started > self._most_seconds:
             return QemuRingError(

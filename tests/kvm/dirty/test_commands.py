@@ -108,7 +108,7 @@ async def test_dirty_rate_that_cannot_be(start_writer: StartWriter) -> None:
         done = await run("dirty-rate", str(guest.socket), "--mode", "dirty-bitmap", expect=3)
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "tracking is ring:4096; use --mode dirty-ring" in done.stderr
+    assert "tracking is ring:4096; measure by dirty-ring" in done.stderr
 
 
 async def test_limit(start_writer: StartWriter) -> None:

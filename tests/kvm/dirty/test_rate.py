@@ -94,8 +94,8 @@ async def test_page_sampling(start_writer: StartWriter, accelerator: Accelerator
 @pytest.mark.parametrize(
     ("accelerator", "mode", "other"),
     [
-        (BITMAP, RateMode.DIRTY_RING, "is bitmap; use --mode dirty-bitmap"),
-        (ring(), RateMode.DIRTY_BITMAP, "is ring:4096; use --mode dirty-ring"),
+        (BITMAP, RateMode.DIRTY_RING, "is bitmap; measure by dirty-bitmap"),
+        (ring(), RateMode.DIRTY_BITMAP, "is ring:4096; measure by dirty-ring"),
     ],
     ids=["bitmap", "ring"],
 )

@@ -32,7 +32,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--source", "/no/such/source"], ["/no/such/source does not exist", "tarball"]),
         (["--source", "/etc"], ["/etc is no QEMU source"]),
         (["--qemu-version", "9.2"], ["'--qemu-version'", "'7.2'", "'10.0'"]),
-        (["--qemu-version", "7.2", "--source", "/etc"], ["--qemu-version is for Debian's source"]),
+        (
+            ["--qemu-version", "7.2", "--source", "/etc"],
+            ["--qemu-version is of Debian's source"],
+        ),
         (["--jobs", "0"], ["'--jobs'", "use 1 to 1024"]),
         (["--jobs", "many"], ["many", "integer"]),
     ],

@@ -186,7 +186,7 @@ async def test_no_dpkg_source_here(
         (
             "echo '  The key is not available: NO_PUBKEY 6ED0E7B82643E131'; exit 100",
             HostError,
-            ["cannot be checked", "apt-get install debian-archive-keyring", "--source"],
+            ["cannot be checked", "apt-get install debian-archive-keyring", "name a QEMU source"],
         ),
         (
             "echo 'E: The repository is not signed.'; exit 100",
@@ -219,7 +219,7 @@ async def test_fetch_that_fails(
 
 async def test_no_apt_here(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(HostError, match=r"no apt-get here .* with --source"):
+    with pytest.raises(HostError, match=r"no apt-get here .*; name a QEMU tarball"):
         await fetch_debian_source(tmp_path / "work", Runner(tmp_path / "log"), root)
 
 

@@ -76,9 +76,9 @@ def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
     ("arguments", "options", "more", "words"),
     [
         ({}, {}, {}, r"10\.0\.2 cannot measure a dirty rate; use QEMU 5\.2"),
-        (V6, {"mode": RateMode.DIRTY_RING}, {}, "by dirty-ring; use --mode page-sampling"),
-        (V7, {"seconds": 1.5}, {}, "whole seconds only; use --seconds 2, or QEMU 8.2"),
-        (V7, {"seconds": 0.1}, {}, "use --seconds 1,"),
+        (V6, {"mode": RateMode.DIRTY_RING}, {}, "by dirty-ring; measure by page-sampling"),
+        (V7, {"seconds": 1.5}, {}, "whole seconds only; use 2 s, or QEMU 8.2"),
+        (V7, {"seconds": 0.1}, {}, "use 1 s,"),
         # QEMU 7.2 would crash.
         (V7, {"mode": RateMode.DIRTY_RING}, {"query_kvm": TCG}, "takes KVM, which this guest"),
         (V10, {"mode": RateMode.DIRTY_BITMAP}, {"query_kvm": TCG}, "takes KVM, which this guest"),
@@ -104,7 +104,7 @@ async def test_mode_that_the_guest_s_tracking_has_not(connect: Connect) -> None:
     async with monitor:
         with pytest.raises(
             QemuUnsuitableError,
-            match=r"by dirty-bitmap: this guest's tracking is ring:4096; use --mode dirty-ring",
+            match=r"by dirty-bitmap: this guest's tracking is ring:4096; measure by dirty-ring",
         ):
             await measure_dirty_rate(monitor, RateOptions(mode=RateMode.DIRTY_BITMAP))
 
@@ -145,7 +145,7 @@ async def test_nothing_was_sampled(connect: Connect) -> None:
     nothing = state("measured", **{"dirty-rate": -1})
     monitor, _ = await connect(answers(V10, query_dirty_rate=[state("unstarted"), nothing]))
     async with monitor:
-        with pytest.raises(QemuRingError, match=r"no memory to sample; .*--sample-pages 16384"):
+        with pytest.raises(QemuRingError, match=r"no memory to sample; .*16384 pages"):
             await measure_dirty_rate(monitor, SAMPLING)
 
 

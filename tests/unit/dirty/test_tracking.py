@@ -66,7 +66,7 @@ def test_ring_over_the_host_s_limit() -> None:
 def test_host_without_a_ring() -> None:
     without = replace(KVM, dirty_ring_max_bytes=0)
     Tracking().require(without)
-    with pytest.raises(HostError, match=r"no dirty ring; .*--tracking bitmap"):
+    with pytest.raises(HostError, match=r"no dirty ring; .*track by bitmap"):
         Tracking(4096).require(without)
 
 
