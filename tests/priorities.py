@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 from tests.processes import descendants
@@ -20,6 +21,7 @@ KEEPS_PRIORITY = "QEMU_RING_TEST_KEEPS_PRIORITY"
 
 _NICE = 10  # the kernel's measure: a ninth of the weight of a thread with 0
 _LOOK_SECONDS = 0.1
+_SHARE = 0.03  # of a CPU, at most, that looking may take
 
 
 @contextlib.contextmanager
@@ -37,7 +39,9 @@ def vcpus_yield() -> Iterator[None]:
 
 def _watch(ended: threading.Event) -> None:
     done: set[int] = set()
-    while not ended.wait(_LOOK_SECONDS):
+    took = 0.0
+    while not ended.wait(max(_LOOK_SECONDS, took / _SHARE)):
+        began = time.thread_time()
         threads: set[int] = set()
         for qemu in descendants(os.getpid(), lambda one: one.name.startswith("qemu-system")):
             with contextlib.suppress(OSError):  # it, or one of its threads, has ended
@@ -47,3 +51,4 @@ def _watch(ended: threading.Event) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.setpriority(os.PRIO_PROCESS, thread, _NICE)
         done = threads
+        took = time.thread_time() - began
