@@ -219,6 +219,7 @@ async def test_restore_of_what_is_no_guest(
 
 
 @may_be_refused
+@pytest.mark.busy_guest
 async def test_background_snapshot_is_of_one_moment(
     start_pair: StartPair, binary: Path, tmp_path: Path
 ) -> None:
