@@ -20,6 +20,7 @@ from qemu_ring.migration.downtime import GuestDowntime
 from qemu_ring.migration.engine.completion import Completion
 from qemu_ring.migration.engine.convergence import Convergence
 from qemu_ring.migration.engine.destination import Receiver
+from qemu_ring.migration.engine.idle import go_on_at_source
 from qemu_ring.migration.engine.live import LiveSettings
 from qemu_ring.migration.engine.locked_memory import require_lockable
 from qemu_ring.migration.engine.outcome import find_outcome, is_in_postcopy
@@ -305,8 +306,8 @@ class Migration:
         outcome = await find_outcome(self.source, self.destination)
         if self._watch.was_running and outcome.is_stopped_at_source:
             # QEMU before 10.0 leaves it so if postcopy waited before its switchover.
-            with suppress(QmpError):
-                await commands.cont(self.source.monitor)
+            with suppress(QmpError, DeadlineError):
+                await go_on_at_source(self.source.monitor)
             outcome = await find_outcome(self.source, self.destination)
         return outcome
 
@@ -553,8 +554,8 @@ class Migration:
             return
         if self.status is MigrationStatus.COMPLETED:
             self._was_kept = True
-            with suppress(QmpError):  # it is gone
-                await commands.cont(self.source.monitor)
+            with suppress(QmpError, DeadlineError):  # it is gone, or stays as it is
+                await go_on_at_source(self.source.monitor)
 
     async def _finish_connection(self) -> None:
         try:

@@ -8,11 +8,12 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
-from qemu_ring.errors import QemuRingError
+from qemu_ring.errors import DeadlineError, QemuRingError
 from qemu_ring.machine import Machine
 from qemu_ring.migration.channels.channel import Connection
 from qemu_ring.migration.downtime import Downtime, GuestDowntime
 from qemu_ring.migration.engine.destination import Receiver
+from qemu_ring.migration.engine.idle import go_on_at_source
 from qemu_ring.migration.engine.locked_memory import LOCK_ADVICE
 from qemu_ring.migration.engine.outcome import find_outcome, is_in_postcopy
 from qemu_ring.migration.engine.recovery import lost_channel
@@ -216,8 +217,11 @@ class Completion:
                 where = self._plan.if_stale
             if self._watch.was_running and where is GuestAt.SOURCE:
                 try:
-                    await commands.cont(self._source.monitor)
-                except QmpError as error:  # the destination has its disks, or it is gone
+                    await go_on_at_source(self._source.monitor)
+                except (
+                    QmpError,
+                    DeadlineError,
+                ) as error:  # the destination has its disks, or it is gone
                     self._problem = error.message
             elif self._watch.was_running and where is GuestAt.DESTINATION:
                 assert self.receiver is not None

@@ -12,7 +12,7 @@ from qemu_ring.errors import DeadlineError
 from qemu_ring.machine import Machine
 from qemu_ring.qmp import MigrationStatus, Monitor, commands
 
-__all__ = ["SETTLE_SECONDS", "has_ended", "past_migration", "settled"]
+__all__ = ["SETTLE_SECONDS", "go_on_at_source", "has_ended", "past_migration", "settled"]
 
 T = TypeVar("T")
 SETTLE_SECONDS = 5.0
@@ -38,6 +38,19 @@ async def past_migration(monitor: Monitor) -> str:
 
     what = f"{monitor.name}: it stays in state finish-migrate"
     return await _poll(state, lambda state: state != "finish-migrate", what)
+
+
+async def go_on_at_source(monitor: Monitor) -> None:
+    """Let a guest run again at the source of a migration that is over.
+
+    QEMU tells that it has completed a moment before it takes `cont`.
+
+    Raises:
+        QmpError: QEMU refuses it, or is gone.
+        DeadlineError: it stays in state finish-migrate.
+    """
+    await past_migration(monitor)
+    await commands.cont(monitor)
 
 
 async def _poll(

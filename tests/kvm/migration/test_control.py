@@ -166,7 +166,7 @@ def test_postcopy_that_was_not_set_up(both: Qemus, tmp_path: Path) -> None:
     with migrating(both, Path(at), *SLOW) as process:
         _, err = control("postcopy", at, expect=2)
         assert "it was not set up for postcopy" in err
-        assert "--then postcopy" in err
+        assert "a goal that ends by postcopy" in err
         assert process.poll() is None
 
 

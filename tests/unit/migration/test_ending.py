@@ -12,8 +12,9 @@ import pytest
 
 from qemu_ring.errors import DeadlineError, UsageError
 from qemu_ring.migration import GuestAt, MigrationError, MigrationPlan, Unix
+from qemu_ring.migration.engine.idle import go_on_at_source
 from qemu_ring.verify import Block, Comparison, StalePage
-from tests.unit.migration.conftest import until
+from tests.unit.migration.conftest import refusal, until
 from tests.waiting import DEADLINE
 
 if TYPE_CHECKING:
@@ -253,3 +254,27 @@ async def test_memory_that_cannot_be_compared_is_told_before_it_begins(
     finally:
         os.close(fd)
     assert fakes.source.count("migrate-set-capabilities") == 0
+
+
+async def test_source_goes_on_when_qemu_is_through_with_its_migration(fakes: Fakes) -> None:
+    """QEMU, which has told that it has completed, refuses before that."""
+    source = fakes.source
+    source.state = "finish-migrate"
+    looks = 0
+
+    def status(_: object) -> dict[str, object]:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            source.state = "postmigrate"
+        return {"status": source.state, "running": False}
+
+    def cont(_: object) -> dict[str, str]:
+        if source.state == "finish-migrate":
+            return refusal("Migration is not finalized yet")
+        source.state = "running"
+        return {}
+
+    source.replies = {"query-status": status, "cont": cont}
+    await go_on_at_source(fakes.first.monitor)
+    assert source.state == "running"
