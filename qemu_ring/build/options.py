@@ -28,7 +28,7 @@ class BuildOptions:
         cache: directory for what is fetched and built; None for qemu-ring in
             $XDG_CACHE_HOME.
         patches: directory of patch series; None for those that this package ships.
-        part: how far the series is applied: "fixes", "flush" or "lab", which is all of it.
+        part: how far the series is applied: "fixes", "flush", "ring" or "lab", which is all of it.
 
     Raises:
         UsageError: `jobs` is less than 1, there is no such part or version, or `source` and

@@ -1,8 +1,9 @@
 """The patches that this package ships: a series for each QEMU version, and how one is applied.
 
 A series has parts, which are folders, and each stands on those before it: `fixes` of defects that
-upstream has as well, `flush` with the policies for the removal of memslots, and `lab` with what a
-laboratory needs to look at them.
+upstream has as well, `flush` with the policies for the removal of memslots, `ring` that makes a
+migration by dirty ring send less, and `lab` with what a laboratory needs to look at them. A series
+may lack a part.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from qemu_ring.programs import Runner
 
 __all__ = ["PARTS", "Patches", "Series"]
 
-PARTS = ("fixes", "flush", "lab")
+PARTS = ("fixes", "flush", "ring", "lab")
 """In the order in which they are applied."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -42,10 +43,25 @@ class Series:
     sha256: str
     part: str = PARTS[-1]
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those of `PARTS` that are in it."""
+        found = {patch.parent.name for patch in self.patches}
+        return tuple(part for part in PARTS if part in found)
+
     def up_to(self, part: str) -> Series:
-        """The series without the parts behind one of `PARTS`."""
+        """The series without the parts behind one of `PARTS`.
+
+        Raises:
+            UsageError: it has no such part.
+        """
         if part == self.part:
             return self
+        if part not in self.parts:
+            raise UsageError(
+                f"the series for QEMU {self.version} has no part {part}",
+                hint=f"it has {', '.join(self.parts)}",
+            )
         kept = PARTS[: PARTS.index(part) + 1]
         patches = tuple(patch for patch in self.patches if patch.parent.name in kept)
         return replace(self, patches=patches, sha256=_digest(self.version, patches), part=part)

@@ -229,7 +229,7 @@ class _Build:
 
         def suits(made: Manifest) -> bool:
             whole = self.patches.series.get(made.series)
-            if whole is None:
+            if whole is None or self.options.part not in (*whole.parts, whole.part):
                 return False
             series = whole.up_to(self.options.part)
             parts = [made.source_sha256, made.patches_sha256, made.compiler, made.libc]

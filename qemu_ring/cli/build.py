@@ -47,7 +47,7 @@ __all__ = ["build_command"]
     default=PARTS[-1],
     show_default=True,
     help="How far the patches are applied: fixes of upstream's defects, with the flush policies, "
-    "with all that a laboratory needs.",
+    "with a dirty ring that sends less, with all that a laboratory needs.",
 )
 @click.option("--debug", is_flag=True, help="With QEMU's debug checks, not optimised.")
 @json_option

@@ -23,6 +23,7 @@ async def running(
     pages_per_second: float | None = None,
     apart: bool = False,
     trace: tuple[str, ...] = (),
+    entries: int = 4096,
 ) -> AsyncIterator[tuple[Machine, PciSlots]]:
     """A guest with one removable slot, into which both its vCPUs write.
 
@@ -36,7 +37,7 @@ async def running(
     with UnnamedFile("ram", 4 * MIB) as ram, UnnamedFile("slot", slot_size) as slot:
         device = SlotDevice(MemoryBackend("slot", slot), PciAddress(4))
         description = MachineDescription(
-            accelerator=Accelerator("kvm", {"dirty-ring-size": 4096} if ring else {}),
+            accelerator=Accelerator("kvm", {"dirty-ring-size": entries} if ring else {}),
             memory=MemoryBackend("ram", ram),
             vcpus=2,
             backends=(device.backend,),

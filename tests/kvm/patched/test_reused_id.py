@@ -87,9 +87,15 @@ async def remove_and_reuse(monitor: Monitor, slots: PciSlots) -> int:
 async def test_entry_for_a_memslot_without_a_bitmap_is_counted(shimmed_qemu: ShimmedQemu) -> None:
     """The guest has time to write between harvest and removal; then it must not be reaped first.
 
-    QEMU reaps the rings once a second: hardly ever does that come in between, so one try suffices.
+    QEMU reaps rings of this size each 50 ms while it migrates, and once more after that: it takes
+    some tries until both come at the right time.
     """
-    guest = running(shimmed_qemu.path, slot_size=SLOT_SIZE, pages_per_second=PAGES_PER_SECOND)
+    guest = running(
+        shimmed_qemu.path,
+        slot_size=SLOT_SIZE,
+        pages_per_second=PAGES_PER_SECOND,
+        entries=65536,
+    )
     async with guest as (machine, slots):
         monitor = machine.monitor
         await commands.set_capabilities(monitor, {"events": True})

@@ -26,15 +26,15 @@ def test_series_names_every_patch_in_order(series: Series) -> None:
 
 @each_series
 def test_parts_stand_on_each_other(series: Series) -> None:
-    """None is empty, and none reaches into the one before."""
+    """None reaches into the one before; QEMU 7.2 alone lacks one."""
     parts = [patch.parent.name for patch in series.patches]
     assert parts == sorted(parts, key=PARTS.index)
-    assert set(parts) == set(PARTS)
-    for part in PARTS:
+    assert set(PARTS) - set(series.parts) == ({"ring"} if series.version == "7.2" else set())
+    for part in series.parts:
         upto = series.up_to(part)
         assert list(upto.patches) == list(series.patches[: len(upto.patches)])
         assert upto.patches[-1].parent.name == part
-    assert len({series.up_to(part).sha256 for part in PARTS}) == len(PARTS)
+    assert len({series.up_to(part).sha256 for part in series.parts}) == len(series.parts)
     assert series.up_to(PARTS[-1]) == series
 
 

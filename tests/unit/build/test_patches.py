@@ -53,6 +53,14 @@ def test_each_version_has_a_series_and_an_identity_of_its_own(tmp_path: Path) ->
         both.for_version("10.1.0")
 
 
+def test_part_that_a_series_lacks() -> None:
+    series = Patches.load().series["7.2"]
+    assert series.parts == ("fixes", "flush", "lab")
+    with pytest.raises(UsageError, match=r"QEMU 7\.2 has no part ring") as caught:
+        series.up_to("ring")
+    assert caught.value.hint == "it has fixes, flush, lab"
+
+
 def test_patch_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"a\.patch: No such file"):
         Patches.load(write(tmp_path, "a.patch\n"))
@@ -91,6 +99,11 @@ def test_what_qemu_7_2_has_of_its_own_and_what_it_lacks() -> None:
         "fixes/migration-dirtyrate-do-not-unlock-the-list-of-vCPUs-.patch",
         "fixes/vhost-go-on-reading-the-log-after-it-was-resized.patch",
         "flush/tests-qtest-notice-a-page-that-is-lost-when-a-memslo.patch",
+        "fixes/accel-kvm-let-no-signal-end-a-reset-of-dirty-rings-i.patch",
+        "ring/accel-kvm-publish-dirty-ring-entries-when-KVM-has-re.patch",
+        "ring/migration-with-a-dirty-ring-a-page-that-is-sent-is-n.patch",
+        "ring/accel-kvm-let-the-dirty-rings-reaper-follow-what-the.patch",
+        "lab/migration-count-the-pages-that-sending-has-absorbed.patch",
     }
     both = [title for title in new if title in old]
     assert both == [title for title in old if title in new]
