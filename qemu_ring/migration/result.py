@@ -26,6 +26,9 @@ class Totals:
         pages_xbzrle: sent as a difference.
         postcopy_requests: pages that the destination asked for.
         iterations: harvests of the dirty log.
+        pages_memory: all of the memory to be migrated.
+        pages_absorbed: dirty again when they were sent, and so not sent once more for that; None
+            of a QEMU that does not tell.
         zero_copy_missed: how often a harvest found that pages of a channel had been copied though
             zero copy was asked for, as on a loopback device; None of a QEMU that does not tell.
         setup_seconds: before the first pass.
@@ -39,9 +42,28 @@ class Totals:
     pages_xbzrle: int
     postcopy_requests: int
     iterations: int
+    pages_memory: int
+    pages_absorbed: int | None
     zero_copy_missed: int | None
     setup_seconds: float | None
     seconds: float | None
+
+    @property
+    def pages_resent(self) -> int:
+        """Sent more than once: what was sent less all of memory; 0 at least."""
+        sent = self.pages_normal + self.pages_zero + self.pages_xbzrle
+        return max(sent - self.pages_memory, 0)
+
+    def resent_per_write(self, pages_written: int | None) -> float | None:
+        """Pages resent for each page that the guest wrote meanwhile; repeats count.
+
+        Other than a time, it does not change with how much of a CPU the guest got.
+
+        Args:
+            pages_written: None if the guest does not tell; so is the answer then, and of one that
+                wrote nothing.
+        """
+        return self.pages_resent / pages_written if pages_written else None
 
     @classmethod
     def of(cls, info: MigrationInfo) -> Totals:
@@ -55,6 +77,8 @@ class Totals:
             pages_xbzrle=info.xbzrle_cache.pages if info.xbzrle_cache else 0,
             postcopy_requests=ram.postcopy_requests if ram else 0,
             iterations=ram.dirty_sync_count if ram else 0,
+            pages_memory=ram.total // ram.page_size if ram else 0,
+            pages_absorbed=ram.x_absorbed_pages if ram else None,
             zero_copy_missed=ram.dirty_sync_missed_zero_copy if ram else None,
             setup_seconds=None if info.setup_time_ms is None else info.setup_time_ms / 1000,
             seconds=None if info.total_time_ms is None else info.total_time_ms / 1000,

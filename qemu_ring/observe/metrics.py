@@ -182,6 +182,11 @@ class _Families:
             ("remaining_bytes", "Known to be left to send.", migration.remaining),
             ("memory_bytes", "Memory of the guest.", migration.total),
             (
+                "absorbed_pages",
+                "Dirty again when they were sent, and not sent once more for that.",
+                migration.pages_absorbed,
+            ),
+            (
                 "bandwidth_bytes_per_second",
                 "Sent, as QEMU measured it last.",
                 migration.bandwidth,

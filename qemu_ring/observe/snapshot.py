@@ -229,6 +229,7 @@ class MigrationSnapshot:
         seconds: since its beginning; how long it took, if it is over.
         downtime: seconds, of one that has completed.
         error: of one that has failed.
+        pages_absorbed: dirty again when they were sent, and not sent once more for that.
     """
 
     status: MigrationStatus
@@ -243,6 +244,7 @@ class MigrationSnapshot:
     seconds: float | None
     downtime: float | None
     error: str | None
+    pages_absorbed: int | None = None
 
     @classmethod
     def of(cls, info: MigrationInfo) -> MigrationSnapshot | None:
@@ -263,6 +265,7 @@ class MigrationSnapshot:
             seconds=_from_ms(info.total_time_ms),
             downtime=_from_ms(info.downtime_ms),
             error=info.error_desc,
+            pages_absorbed=None if ram is None else ram.x_absorbed_pages,
         )
 
 

@@ -196,6 +196,8 @@ class MigrationRam(QmpModel):
     downtime_bytes: int | None = None
     postcopy_bytes: int | None = None
     dirty_sync_missed_zero_copy: int | None = None
+    x_absorbed_pages: int | None = None
+    """Pages that were dirty again when they were sent; of a QEMU with the series' part `lab`."""
 
 
 class XbzrleCache(QmpModel):

@@ -185,6 +185,8 @@ def _word(verdict: Verdict) -> Text:
 def _value(metric: str, value: float) -> str:
     if metric == "bytes":
         return f"{value / (1 << 20):,.1f} MiB"
+    if metric == "resent_per_write":
+        return f"{value:.3f}"
     return f"{value:.3f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
 
 

@@ -436,6 +436,12 @@ def _print(result: MigrationResult, not_compared: Sequence[str]) -> None:
         f"{_mib(result.totals.bytes_sent)} MiB sent; {result.outcome}",
         soft_wrap=True,
     )
+    if result.totals.pages_absorbed:  # 0 by bitmap: there it is KVM that absorbs
+        console.print(
+            f"{result.totals.pages_absorbed:,} pages were dirty again when they were sent, and "
+            "were not sent once more for that",
+            soft_wrap=True,
+        )
     downtime = result.downtime
     if downtime.switchover_seconds is not None:
         console.print(

@@ -207,6 +207,8 @@ def _migration(migration: MigrationSnapshot, width: int) -> list[Text]:
         pace.append(f"dirtied {_rate(migration.dirty_rate)}")
     if migration.expected_downtime is not None:
         pace.append(f"expected downtime {_span(migration.expected_downtime)}")
+    if migration.pages_absorbed:  # 0 by bitmap: there it is KVM that absorbs
+        pace.append(f"absorbed {migration.pages_absorbed:,} pages")
     return lines + (_fact("", pace, width) if pace else [])
 
 

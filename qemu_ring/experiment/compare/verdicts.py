@@ -27,6 +27,7 @@ METRICS: Final = {
     "qemu_downtime_seconds": "downtime, by QEMU",
     "setup_seconds": "time to set up",
     "bytes": "bytes sent",
+    "resent_per_write": "pages resent for each page written",
 }
 """What can be compared; of all of them less is better."""
 

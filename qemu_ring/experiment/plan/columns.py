@@ -25,6 +25,8 @@ MEASURED: Final[Columns] = {
     "guest_downtime_seconds": float,
     "setup_seconds": float,
     "bytes": int,
+    "pages_absorbed": int,
+    "resent_per_write": float,
     "iterations": int,
     "slots_removed": int,
     "pages_written": int,

@@ -171,6 +171,10 @@ class MigrationRecord(_Record):
         qemu_downtime_seconds: QEMU's own figure.
         guest_downtime_seconds: what the guest itself saw; None where its memory was compared.
         setup_seconds, bytes: as QEMU tells them.
+        pages_absorbed: dirty again when they were sent, and not sent once more for that; None of
+            a QEMU that does not tell.
+        resent_per_write: pages sent more than once, for each page that the guest wrote meanwhile;
+            None where the guest does not tell.
         totals: QEMU's other figures, by name.
         iterations: each pass over memory.
     """
@@ -181,6 +185,8 @@ class MigrationRecord(_Record):
     guest_downtime_seconds: float | None = None
     setup_seconds: float | None = None
     bytes: int | None = None
+    pages_absorbed: int | None = None
+    resent_per_write: float | None = None
     totals: dict[str, Any] | None = None
     iterations: tuple[IterationRecord, ...] = ()
 

@@ -52,6 +52,8 @@ _MIGRATION = (
     "guest_downtime_seconds",
     "setup_seconds",
     "bytes",
+    "pages_absorbed",
+    "resent_per_write",
 )
 _PANDAS = {str: "string", int: "Int64", float: "float64", bool: "boolean"}
 

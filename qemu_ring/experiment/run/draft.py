@@ -44,7 +44,11 @@ def empty_record(status: Status, error: str) -> dict[str, Any]:
 
 
 def migration_record(
-    result: MigrationResult, samples: list[dict[str, Any]], *, verified: bool
+    result: MigrationResult,
+    samples: list[dict[str, Any]],
+    *,
+    verified: bool,
+    pages_written: int | None = None,
 ) -> dict[str, Any]:
     """Of a migration that completed. Verification is not part of any of its times."""
     downtime = result.downtime
@@ -56,6 +60,8 @@ def migration_record(
         "guest_downtime_seconds": None if verified else downtime.guest_seconds,
         "setup_seconds": result.totals.setup_seconds,
         "bytes": result.totals.bytes_sent,
+        "pages_absorbed": result.totals.pages_absorbed,
+        "resent_per_write": result.totals.resent_per_write(pages_written),
         "totals": asdict(result.totals),
         "iterations": [_iteration(one) for one in result.timeline.iterations],
         "samples": samples,
@@ -89,6 +95,8 @@ def partial_record(
         "guest_downtime_seconds": None,
         "setup_seconds": None,
         "bytes": samples[-1]["transferred"] if samples else 0,
+        "pages_absorbed": None,
+        "resent_per_write": None,
         "totals": None,
         "iterations": [_iteration(one) for one in iterations],
         "samples": samples,

@@ -216,7 +216,10 @@ class Measurement:
     def _judge(self, result: MigrationResult) -> None:
         comparison = result.comparison
         self.record["migration"] = migration_record(
-            result, self._samples, verified=comparison is not None
+            result,
+            self._samples,
+            verified=comparison is not None,
+            pages_written=self.record["pages_written"],
         )
         if comparison is not None:
             self.record |= stale_record(comparison)

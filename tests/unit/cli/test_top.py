@@ -455,3 +455,16 @@ def test_screen_on_the_page_fits() -> None:
     (screen,) = re.findall(r"```\n(qemu-ring top  .*?)```", PAGE, re.DOTALL)
     assert {"tracking", "flush", "migration", "vCPU"} <= set(screen.split())
     assert max(map(len, screen.splitlines())) == 80
+
+
+def test_pages_absorbed_are_shown_where_there_are_some() -> None:
+    """A QEMU that does not tell, and the bitmap, which has none, show nothing."""
+
+    def shown(absorbed: int | None) -> str:
+        state = replace(SEEN, migration=replace(MIGRATION, pages_absorbed=absorbed))
+        lines = guest_lines(replace(GUEST, state=state), 120)
+        return " ".join(line.plain for line in lines)
+
+    assert "absorbed 12,345 pages" in shown(12_345)
+    assert "absorbed" not in shown(None)
+    assert "absorbed" not in shown(0)

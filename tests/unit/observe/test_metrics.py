@@ -114,10 +114,14 @@ def test_values() -> None:
     assert value(found, "qemu_ring_migration_status", status="completed") == 0
     assert value(found, "qemu_ring_migration_remaining_bytes") == 12 * MIB
     assert value(found, "qemu_ring_migration_throttle_ratio") == 0.2
+    assert "qemu_ring_migration_absorbed_pages" not in found, "this QEMU does not tell"
     assert value(found, "qemu_ring_migration_expected_downtime_seconds") == 12
     assert "qemu_ring_migration_last_downtime_seconds" not in found
     ended = families(replace(GUEST, state=COMPLETED))
     assert value(ended, "qemu_ring_migration_last_downtime_seconds") == 0.012
+    told = replace(SEEN, migration=replace(MIGRATION, pages_absorbed=7))
+    found = families(replace(GUEST, state=told))
+    assert value(found, "qemu_ring_migration_absorbed_pages") == 7
 
 
 def test_guest_that_hides_and_one_that_is_gone() -> None:

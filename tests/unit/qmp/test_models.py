@@ -94,6 +94,13 @@ def test_ram_of_an_old_qemu() -> None:
     assert info.ram.downtime_bytes is None
 
 
+def test_absorbed_pages_of_a_patched_qemu() -> None:
+    for more, absorbed in (({"x-absorbed-pages": 7}, 7), ({}, None)):
+        info = MigrationInfo.model_validate({"ram": RAM_7_2 | more})
+        assert info.ram is not None
+        assert info.ram.x_absorbed_pages == absorbed
+
+
 def test_dirty_limit_of_a_new_qemu() -> None:
     info = MigrationInfo.model_validate(
         {"status": "active", "dirty-limit-throttle-time-per-round": 7}
