@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from qemu_ring.experiment.plan.cells import Cell
 from qemu_ring.experiment.plan.parameters import named_by_parameters
+from qemu_ring.experiment.plan.schema import CLEAR_CHUNK
 from qemu_ring.experiment.results.record import RunRecord
 
 __all__ = ["provenance_differences", "specification_differences"]
@@ -75,7 +76,7 @@ def provenance_differences(
 
 def _asked(cell: Cell) -> dict[str, Any]:
     """Its parameters, and all of its specification that has no parameter of its own."""
-    asked = dict(cell.parameters)
+    asked = {"clear_chunk": CLEAR_CHUNK, **cell.parameters}  # older results do not tell it
     specification = {key: value for key, value in cell.specification.items() if key != "directory"}
     return asked | {
         key: value

@@ -23,7 +23,7 @@ from qemu_ring.migration import (
 )
 from qemu_ring.migration.needs import POSTCOPY, require_needed
 
-__all__ = ["channel_of", "migration_plan", "plan_problem"]
+__all__ = ["channel_of", "clear_chunk_arguments", "migration_plan", "plan_problem"]
 
 _KEYS = {
     POSTCOPY: "kind: postcopy",
@@ -105,6 +105,11 @@ def channel_of(part: CellPart) -> str:
     wanted = part.migration
     several = wanted.multifd > 0 or wanted.preempt or part.network is not None
     return wanted.channel or ("tcp" if several else "fd")
+
+
+def clear_chunk_arguments(size: int) -> list[str]:
+    """How a QEMU is started that clears its dirty bitmap in chunks of this size; bytes."""
+    return ["-global", f"migration.x-clear-bitmap-shift={(size // 4096).bit_length() - 1}"]
 
 
 def _channel(part: CellPart) -> Channel:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from qemu_ring.experiment.plan.migrations import channel_of
-from qemu_ring.experiment.plan.schema import CellPart
+from qemu_ring.experiment.plan.schema import CLEAR_CHUNK, CellPart
 from qemu_ring.guestfile import GuestDescription
 from qemu_ring.guestfile.interpretation import memory_sizes
 
@@ -40,6 +40,7 @@ PARAMETERS: Final[dict[str, type[str] | type[int] | type[float] | type[bool]]] =
     "throttle": str,
     "max_bandwidth": int,
     "downtime_limit": float,
+    "clear_chunk": int,
     "removals": bool,
     "qemu": str,
     "removals.every_seconds": float,
@@ -64,6 +65,7 @@ _COVERED = {
     "migration.xbzrle": "xbzrle",
     "migration.max-bandwidth": "max_bandwidth",
     "migration.downtime-limit": "downtime_limit",
+    "migration.clear-chunk": "clear_chunk",
     "network.bandwidth": "network.bandwidth",
     "network.latency-seconds": "network.latency_seconds",
     "network.loss-percent": "network.loss_percent",
@@ -105,6 +107,7 @@ def part_parameters(part: CellPart) -> dict[str, Scalar]:
         "throttle": migration.throttle,
         "max_bandwidth": migration.max_bandwidth,
         "downtime_limit": migration.downtime_limit,
+        "clear_chunk": migration.clear_chunk or CLEAR_CHUNK,
         "removals": part.removals is not None,
         "qemu": None if part.qemu is None else str(part.qemu),
     }

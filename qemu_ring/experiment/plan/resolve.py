@@ -27,7 +27,7 @@ from qemu_ring.experiment.plan.parameters import (
     part_parameters,
     with_axes,
 )
-from qemu_ring.experiment.plan.schema import CellPart, PlanPart
+from qemu_ring.experiment.plan.schema import CLEAR_CHUNK, CellPart, PlanPart
 from qemu_ring.guest import Pattern
 from qemu_ring.guestfile import GuestDescription, GuestFileError
 from qemu_ring.guestfile.interpretation import problems as guest_problems
@@ -223,7 +223,8 @@ class CellResolver:
             raise _MistakesError(wrong, of_all=True)
         told = part.model_dump(mode="json", by_alias=True)
         texts = {key: canonical(value) for key, value in told.items()}
-        plan = self._plans.setdefault(repr(migration_plan(part)), len(self._plans))
+        meaning = repr((migration_plan(part), part.migration.clear_chunk or CLEAR_CHUNK))
+        plan = self._plans.setdefault(meaning, len(self._plans))
         others = (text for key, text in texts.items() if key != "migration")
         return _Rest(part, told, texts, part_parameters(part), (plan, *others))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -12,6 +12,7 @@ from qemu_ring.guestfile.fields import ExistingFile, Number, Part, Rate, Seconds
 from qemu_ring.migration import Compression, GoalThen, ZeroPage
 
 __all__ = [
+    "CLEAR_CHUNK",
     "AbortPart",
     "AutoConvergePart",
     "CellPart",
@@ -25,6 +26,7 @@ __all__ = [
     "json_schema",
 ]
 
+_CHUNKS = (256 << 10, 8 << 40)  # CLEAR_BITMAP_SHIFT_MIN and _MAX, in pages of 4 KiB
 _MOST_BANDWIDTH = 1 << 50  # far above any link; QEMU and tc reckon in 64 bits
 
 
@@ -54,8 +56,18 @@ def _loss(value: float) -> float:
     return value
 
 
+def _chunk(value: int) -> int:
+    if value & (value - 1) or not _CHUNKS[0] <= value <= _CHUNKS[1]:
+        raise wrong("must be a power of two from 256 KiB to 8 TiB")
+    return value
+
+
 Bandwidth = Annotated[Rate, AfterValidator(_bandwidth)]
 """Bytes a second."""
+
+
+CLEAR_CHUNK: Final = 1 << 30
+"""QEMU's own, bytes."""
 
 
 class AutoConvergePart(Part):
@@ -137,6 +149,8 @@ class MigrationPart(Part):
     """Bytes a second that QEMU is to reckon with for the switchover."""
     switchover_ack: bool = False
     """Switch over only when the destination is ready."""
+    clear_chunk: Annotated[Size, AfterValidator(_chunk)] | None = None
+    """By bitmap: how much memory is protected again at a time; by default QEMU's own 1 GiB."""
     abort: AbortPart = AbortPart()
     goal: GoalPart | None = None
     """Converge within a time; takes the place of downtime-limit."""

@@ -15,7 +15,7 @@ from typing import Any
 from qemu_ring._compat import timeout as deadline
 from qemu_ring.errors import HostError, QemuRingError, QemuUnsuitableError, UsageError
 from qemu_ring.experiment.plan.cells import run_seed
-from qemu_ring.experiment.plan.migrations import migration_plan
+from qemu_ring.experiment.plan.migrations import clear_chunk_arguments, migration_plan
 from qemu_ring.experiment.plan.schema import CellPart
 from qemu_ring.experiment.results.record import Status
 from qemu_ring.experiment.run.draft import (
@@ -67,8 +67,11 @@ class Measurement:
         data = dict(specification)
         directory = Path(data.pop("directory", "."))
         guest = _seeded(data.pop("guest"), seed)
-        self._guest = GuestDescription.model_validate(guest, context=directory)
         self._part = CellPart.model_validate(data)
+        chunk = self._part.migration.clear_chunk
+        if chunk is not None:  # QEMU takes it at its start only
+            guest["extra"] = [*guest.get("extra", []), *clear_chunk_arguments(chunk)]
+        self._guest = GuestDescription.model_validate(guest, context=directory)
         self._binary = self._part.qemu or binary
         self._iterations: list[Iteration] = []
         self._samples: list[dict[str, Any]] = []

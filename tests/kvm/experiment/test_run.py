@@ -118,6 +118,23 @@ def test_every_outcome_is_told_and_the_rest_goes_on(
     assert [line for line in done.stderr.splitlines() if "7/7" in line]
 
 
+def test_chunks_in_which_the_bitmap_is_cleared(
+    tmp_path: Path, qemu_path: Path, experiment: Experiment
+) -> None:
+    matrix = "matrix: {migration.clear-chunk: [4 MiB, null]}\nrepeats: 1\n"
+    (tmp_path / "e.yaml").write_text(SMALL + matrix)
+    done = experiment("run", "e.yaml", "-o", "r", "--qemu", qemu_path)
+    assert done.returncode == ExitStatus.GOOD, done.stderr
+    small, default = read_results(tmp_path / "r").records
+    option = "migration.x-clear-bitmap-shift=10"
+    assert [option in line for line in small.provenance["command_lines"]] == [True, True]
+    assert not any(option in line for line in default.provenance["command_lines"])
+    for record in (small, default):
+        assert record.migration is not None
+        assert record.migration.resent_per_write is not None
+        assert record.migration.pages_absorbed in (None, 0)  # it is KVM that absorbs
+
+
 @pytest.mark.ring
 def test_provenance_is_complete(tmp_path: Path, qemu_path: Path, experiment: Experiment) -> None:
     (tmp_path / "e.yaml").write_text(SMALL + "repeats: 1\n")

@@ -17,7 +17,7 @@ from qemu_ring.experiment import (
     load_experiment,
     parse_experiment,
 )
-from qemu_ring.experiment.plan.migrations import migration_plan
+from qemu_ring.experiment.plan.migrations import clear_chunk_arguments, migration_plan
 from qemu_ring.experiment.plan.schema import CellPart
 from qemu_ring.migration import Channel, Fd, Tcp
 
@@ -351,6 +351,7 @@ def test_migration_that_cannot_be(keys: str, said: str) -> None:
         ("guest.memory: [64 MiB, 65536 KiB]", "memory_bytes=65536 KiB", "memory_bytes=64 MiB"),
         ("guest.tracking: [null, bitmap]", "tracking=bitmap", "tracking=none"),
         ("migration.channel: [null, fd]", "channel=fd", "channel=none"),
+        ("migration.clear-chunk: [null, 1 GiB]", "clear_chunk=1 GiB", "clear_chunk=none"),
         (
             "migration.auto-converge.initial: [20, 30]",
             "initial=30",
@@ -369,6 +370,21 @@ def test_cells_that_come_to_the_same(axis: str, first: str, second: str) -> None
     (said,) = problems(text)
     first, second = ((one.rpartition(".")[2] if "." in one else one) for one in (first, second))
     assert said.endswith(f"{first} comes to the same as {second}: one of them is enough")
+
+
+def test_clear_chunks() -> None:
+    """QEMU's own is told, too: a comparison with the bitmap depends on it."""
+    text = with_matrix("matrix:\n  migration.clear-chunk: [256 KiB, 4 MiB, null]\n")
+    cells = parse_experiment(text).cells
+    assert [cell.parameters["clear_chunk"] for cell in cells] == [256 << 10, 4 << 20, 1 << 30]
+    assert clear_chunk_arguments(256 << 10)[1] == "migration.x-clear-bitmap-shift=6"
+    assert clear_chunk_arguments(1 << 30)[1] == "migration.x-clear-bitmap-shift=18"
+
+
+@pytest.mark.parametrize("chunk", ["0", "128 KiB", "3 MiB", "16 TiB"])
+def test_clear_chunks_that_qemu_would_change(chunk: str) -> None:
+    (said,) = problems(with_matrix(f"matrix:\n  migration.clear-chunk: [{chunk}]\n"))
+    assert said.endswith("must be a power of two from 256 KiB to 8 TiB")
 
 
 def test_too_many_combinations_are_told_at_once() -> None:
