@@ -30,7 +30,10 @@ static int told(const char *name)
     return syscall(SYS_access, path, F_OK) == 0;
 }
 
-/* KVM_RESET_DIRTY_RINGS that fails, at times or always, or stops early */
+/*
+ * KVM_RESET_DIRTY_RINGS that fails, at times or always, or stops early; or that
+ * comes some time after the entries were collected, while the guest goes on
+ */
 static int reset_rings(int fd)
 {
     static int calls, owed;
@@ -39,6 +42,9 @@ static int reset_rings(int fd)
     if (told("fail-reset") || (told("flaky-reset") && ++calls % 3 == 0)) {
         errno = EINVAL;
         return -1;
+    }
+    if (told("late-reset")) {
+        usleep(100000);
     }
     result = syscall(SYS_ioctl, fd, KVM_RESET_DIRTY_RINGS, 0);
     if (result >= 0 && (told("partial-reset") || owed)) {
