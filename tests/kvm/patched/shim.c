@@ -44,7 +44,7 @@ static int reset_rings(int fd)
         return -1;
     }
     if (told("late-reset")) {
-        usleep(100000);
+        usleep(200000);
     }
     result = syscall(SYS_ioctl, fd, KVM_RESET_DIRTY_RINGS, 0);
     if (result >= 0 && (told("partial-reset") || owed)) {
