@@ -99,7 +99,6 @@ def test_what_qemu_7_2_has_of_its_own_and_what_it_lacks() -> None:
         "fixes/migration-dirtyrate-do-not-unlock-the-list-of-vCPUs-.patch",
         "fixes/vhost-go-on-reading-the-log-after-it-was-resized.patch",
         "flush/tests-qtest-notice-a-page-that-is-lost-when-a-memslo.patch",
-        "fixes/accel-kvm-let-no-signal-end-a-reset-of-dirty-rings-i.patch",
         "ring/accel-kvm-publish-dirty-ring-entries-when-KVM-has-re.patch",
         "ring/migration-with-a-dirty-ring-a-page-that-is-sent-is-n.patch",
         "ring/accel-kvm-let-the-dirty-rings-reaper-follow-what-the.patch",
