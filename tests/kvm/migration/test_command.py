@@ -66,6 +66,22 @@ def test_json_of_two_that_differ(
         qemus.stop()
 
 
+@pytest.mark.ring
+@pytest.mark.parametrize("which", ["qemu_path", "patched_qemu"])
+def test_absorbed_pages_are_told_by_a_qemu_that_counts_them(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    binary: Path = request.getfixturevalue(which)
+    qemus = Qemus(tmp_path, binary, accelerator="kvm,dirty-ring-size=4096")
+    try:
+        slow = ("--max-bandwidth", "32 MiB", "--downtime-limit", "100ms")
+        out, _ = migrate(qemus.source, qemus.destination, "--verify", *slow)
+        words = "pages were dirty again when they were sent, and were not sent once more for that"
+        assert (words in out) == (which == "patched_qemu")
+    finally:
+        qemus.stop()
+
+
 def test_memory_that_cannot_be_compared_is_told_first(qemu_path: Path, tmp_path: Path) -> None:
     one = "memory-backend-file,share=on,mem-path={folder}/one.ram"
     qemus = Qemus(tmp_path, qemu_path, memory=one)
