@@ -70,5 +70,5 @@ async def test_no_page_is_lost(start_pair: StartPair, patched_qemu: Path, vcpus:
         assert result.comparison is not None
         assert result.comparison.equal
         rings = await query_rings(machine.monitor)
-        assert all(ring.full for ring in rings.rings), "no vCPU has reaped its own ring"
+        assert any(ring.full for ring in rings.rings), "no vCPU has reaped its own ring"
         assert not rings.untrusted
