@@ -32,7 +32,7 @@ from .conftest import REGION
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import Pair, StartPair
 
-pytestmark = pytest.mark.ring
+pytestmark = [pytest.mark.ring, pytest.mark.busy_guest]
 
 MIB = 1 << 20
 RING = Tracking(4096)

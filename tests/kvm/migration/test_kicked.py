@@ -26,7 +26,7 @@ from tests.waiting import DEADLINE
 if TYPE_CHECKING:
     from tests.kvm.migration.conftest import StartPair
 
-pytestmark = pytest.mark.ring
+pytestmark = [pytest.mark.ring, pytest.mark.busy_guest]
 
 MIB = 1 << 20
 SYS_TGKILL = 234  # x86-64

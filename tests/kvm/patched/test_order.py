@@ -10,7 +10,7 @@ from tests.kvm.patched.mutant import build_mutant
 from tests.kvm.patched.order import loss
 from tests.kvm.patched.shim import ShimmedQemu
 
-pytestmark = pytest.mark.ring
+pytestmark = [pytest.mark.ring, pytest.mark.busy_guest]
 
 BUILD_SECONDS = 3600
 

@@ -12,7 +12,7 @@ from qemu_ring.qmp import commands
 from tests.kvm.patched.guest import MIB, running
 from tests.waiting import until
 
-pytestmark = pytest.mark.ring
+pytestmark = [pytest.mark.ring, pytest.mark.busy_guest]
 
 SLOT_SIZE = 16 * MIB
 RATE = 1000.0
