@@ -24,14 +24,14 @@ seconds or have one (`300ms`, `2m`).
 
 def commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[str, click.Command]]:
     """Give each command that does something, with its full name."""
+    if not isinstance(command, click.Group) or command.invoke_without_command:
+        yield " ".join(path), command
     if isinstance(command, click.Group):
         context = click.Context(command)
         for name in command.list_commands(context):
             found = command.get_command(context, name)
             assert found is not None
             yield from commands(found, (*path, name))
-    else:
-        yield " ".join(path), command
 
 
 def cell(text: str) -> str:

@@ -49,6 +49,11 @@ _COMMANDS = {
         "toggle", "toggle_command", "Change how dirty pages of a running guest are tracked."
     ),
     "top": _Place("top.command", "top", "Watch running guests."),
+    "torture": _Place(
+        "torture",
+        "torture_command",
+        "Try to make a QEMU lose a page, crash or hang, by random programs.",
+    ),
 }
 
 

@@ -60,6 +60,12 @@ class PciSlots:
         self.removals = 0
         """Slots removed so far."""
 
+    def moved(self, monitor: Monitor) -> PciSlots:
+        """The same slots of the same guest, after it was migrated to another QEMU."""
+        slots = PciSlots(monitor, self._devices.values())
+        slots._address.update(self._address)
+        return slots
+
     def address(self, name: str) -> int | None:
         """Guest-physical address of a slot that is there; None for one that is not."""
         return self._address.get(name)

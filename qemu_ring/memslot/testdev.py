@@ -107,6 +107,12 @@ class MemslotTestdev:
         self.removals = 0
         """Memslots removed so far, those that changed their shape included."""
 
+    def moved(self, monitor: Monitor) -> MemslotTestdev:
+        """The same device of the same guest, after it was migrated to another QEMU."""
+        device = MemslotTestdev(monitor)
+        device._layout = self._layout
+        return device
+
     async def map(
         self,
         *layouts: Layout,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -201,7 +201,7 @@ class Migration:
         """Those made for the plan's goal so far."""
         return () if self._steering is None else self._steering.convergence.decisions
 
-    async def iterations(self) -> AsyncIterator[Iteration]:
+    async def iterations(self) -> AsyncGenerator[Iteration, None]:
         """Give each pass over memory when it ends, those that have ended already first.
 
         It ends when there can be no further pass: at the end, before a switchover that waits

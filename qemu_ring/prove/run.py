@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -12,18 +11,11 @@ from itertools import cycle
 from pathlib import Path
 
 from qemu_ring.errors import QemuRingError, QemuUnsuitableError
-from qemu_ring.machine import (
-    Accelerator,
-    probe_host,
-    probe_kvm,
-    probe_qemu,
-    require_memory,
-    require_space,
-)
-from qemu_ring.machine.properties import FLUSH_POLICY
+from qemu_ring.machine import require_memory, require_space
 from qemu_ring.memslot import Shape, query_flush
 from qemu_ring.migration import EndedEarlyError
 from qemu_ring.prove.options import Control, ProveOptions, Writer
+from qemu_ring.prove.probes import Probes
 from qemu_ring.prove.result import ProveProgress, ProveResult, ReAdd, Round
 from qemu_ring.prove.rounds import Outcome, SourceGuest, start_source
 from qemu_ring.prove.stage import Plan
@@ -33,8 +25,6 @@ __all__ = ["prove"]
 
 _PAGE_SIZE = 4096
 _MAX_LISTED = 1000
-_FALLBACK_TSC_HZ = 2_000_000_000
-"""Where KVM does not tell; the writer's rate is then off by as much."""
 _MAX_VOID = 5
 """Migrations in a row that may complete before they are held, on a busy host."""
 
@@ -59,16 +49,8 @@ async def prove(
         QemuRingError: the run failed: a QEMU ended, a wait passed its deadline, or the
             guest wrote nothing, so that a clean result would mean nothing.
     """
-    host = probe_host()
-    kvm = await asyncio.to_thread(probe_kvm)
-    options.tracking.require(kvm)
-    qemu = await probe_qemu(binary)
-    accelerator = options.tracking.accelerator(qemu)
-    if options.policy is not None:
-        qemu.require_flush_policies()
-        properties = {**accelerator.properties, FLUSH_POLICY: options.policy.value}
-        accelerator = Accelerator(accelerator.name, properties)
-    qemu.require_slot_removal(options.machine)
+    probes = await Probes.of(binary, options.tracking, options.policy, options.machine)
+    qemu = probes.qemu
     shapes = options.shapes or (tuple(Shape) if qemu.memslot_testdev else (Shape.PCI,))
     windows = any(shape is not Shape.PCI for shape in shapes)
     if windows:
@@ -76,12 +58,12 @@ async def prove(
     plan = Plan(
         vcpus=options.vcpus,
         machine=options.machine,
-        accelerator=accelerator,
-        tsc_hz=kvm.tsc_khz * 1000 or _FALLBACK_TSC_HZ,
+        accelerator=probes.accelerator,
+        tsc_hz=probes.tsc_hz,
         pages_per_second=options.pages_per_second,
         windows=windows,
     )
-    require_memory(plan.guests_bytes, host, "a guest and the one it is migrated to")
+    require_memory(plan.guests_bytes, probes.host, "a guest and the one it is migrated to")
     if options.memory_directory is not None:
         require_space(options.memory_directory, plan.memory_bytes)
     tally = _ResultSoFar(on_progress or (lambda _: None))
@@ -102,8 +84,8 @@ async def prove(
             flush = await query_flush(source.machine.monitor)
     result = ProveResult(
         options=options,
-        host=host,
-        kvm=kvm,
+        host=probes.host,
+        kvm=probes.kvm,
         qemu=qemu,
         rounds=tuple(tally.rounds),
         stale=tuple(tally.stale),

@@ -189,11 +189,7 @@ def _re_add(result: ProveResult) -> list[str]:
 
 def _pages(result: ProveResult) -> list[str]:
     shown = result.stale[:_SHOWN_PAGES]
-    lines = [
-        f"{page.block} page {page.page}: source {page.source_digest[:12]}, "
-        f"destination {page.destination_digest[:12]}"
-        for page in shown
-    ]
+    lines = [str(page) for page in shown]
     if result.stale_pages > len(shown):
         lines.append(f"and {result.stale_pages - len(shown):,} more; --json lists them")
     return lines

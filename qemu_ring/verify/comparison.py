@@ -60,6 +60,13 @@ class StalePage:
     source_digest: str
     destination_digest: str
 
+    def __str__(self) -> str:
+        """For people, with the digests' beginnings."""
+        return (
+            f"{self.block} page {self.page}: source {self.source_digest[:12]}, "
+            f"destination {self.destination_digest[:12]}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ExcusedPage:

@@ -45,15 +45,15 @@ def test_reference_is_that_of_the_commands() -> None:
     assert done.stdout == PAGES["commands.md"], "run: python tools/commands.py > docs/commands.md"
 
 
-@pytest.mark.parametrize("page", ["README.md", "prove.md", "build.md"])
+@pytest.mark.parametrize("page", ["README.md", "prove.md", "build.md", "torture.md"])
 def test_commands_are_ones_that_parse(page: str) -> None:
     lines = re.findall(r"^qemu-ring (.*?)(?: +#.*| > .*| &)?$", PAGES[page], re.MULTILINE)
-    assert len(lines) >= 8
+    assert len(lines) >= 6
     for line in lines:
         name, *arguments = line.split()
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
-        if isinstance(command, click.Group):
+        if isinstance(command, click.Group) and not command.invoke_without_command:
             command = command.commands[arguments.pop(0)]
         arguments = [a.replace("./qemu", "/") for a in arguments]  # a path that exists
         with click.Context(command) as context:
