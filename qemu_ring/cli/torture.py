@@ -18,10 +18,10 @@ from qemu_ring.cli.frame.running import run
 from qemu_ring.cli.frame.sizes import SECONDS
 from qemu_ring.dirty import Tracking
 from qemu_ring.errors import UsageError
-from qemu_ring.guest import MAX_VCPUS
 from qemu_ring.machine import find_qemu
 from qemu_ring.memslot import FlushPolicy
 from qemu_ring.torture import (
+    MAX_TORTURED_VCPUS,
     Finding,
     Only,
     ReplayResult,
@@ -86,7 +86,7 @@ _log_option = click.option(
 )
 @click.option(
     "--vcpus",
-    type=Whole(1, MAX_VCPUS),
+    type=Whole(1, MAX_TORTURED_VCPUS),
     metavar="N",
     default=2,
     show_default=True,

@@ -12,9 +12,10 @@ from qemu_ring.guest import MAX_VCPUS
 from qemu_ring.memslot import FlushPolicy
 from qemu_ring.torture.model import MAX_PLUGGED
 
-__all__ = ["Only", "TortureOptions"]
+__all__ = ["MAX_TORTURED_VCPUS", "Only", "TortureOptions"]
 
 MAX_TORTURED_VCPUS = MAX_VCPUS - MAX_PLUGGED
+"""How many a guest can have, beside those that are plugged."""
 
 
 class Only(Enum):

@@ -61,6 +61,7 @@ _LEAST_DOWNTIME: Final = 0.001
 _MOST_DOWNTIME: Final = 300.0
 _ELSEWHERE: Final = {"slot": 3 << 29, "helper": 5 << 29}
 """Where else PCI devices' memory can be."""
+_NOTICE_SECONDS: Final = 0.5
 _POLL_SECONDS: Final = 0.002
 _HOT_PAGES: Final = 16
 _WAITS: Final = ("paused", "finish-migrate")
@@ -105,6 +106,7 @@ class _Moving:
     migration: Migration
     destination: Place
     entered: AsyncExitStack
+    is_killed: bool = False
 
     async def leave(self) -> None:
         """End it, if it is not over; the destination stays."""
@@ -177,12 +179,16 @@ class Player:
         """What an error says of our QEMUs; None if nothing."""
         if isinstance(error, FoundError):
             return error
-        places = [self.place]
-        if self._moving is not None:
-            places.append(self._moving.destination)
-        for place in places:
-            machine = place.machine
-            if not machine.monitor.connected and await machine.has_ended():
+        machines = [self.place.machine]
+        if self._moving is not None and not self._moving.is_killed:
+            machines.append(self._moving.destination.machine)
+        for machine in machines:
+            with suppress(asyncio.TimeoutError):  # the other side may have noticed first
+                await asyncio.wait_for(machine.monitor.wait_disconnected(), _NOTICE_SECONDS)
+            if machine.monitor.connected or not await machine.has_ended():
+                continue
+            # Before QEMU 9.1 a destination ends by itself when its migration fails.
+            if machine is self.place.machine or (machine.returncode or 0) < 0:
                 return FoundError(FindingKind.CRASH, (await machine.explain(error)).message)
         kind = kind_of(error)
         return None if kind is None else FoundError(kind, str(error))
@@ -231,18 +237,8 @@ class Player:
         match step:
             case Write():
                 await self._write(step)
-            case Take(slot=slot):
-                await place.slots.remove(slot)
-            case Put(slot=slot):
-                await place.slots.add(slot, SLOT_ADDRESS[slot])
-            case Cycle():
-                for _ in range(step.times):
-                    await place.slots.cycle(step.slots, pause_seconds=step.pause_ms / 1000)
-            case Move():
-                home = SLOT_ADDRESS[step.slot]
-                for _ in range(step.times):
-                    await place.slots.move(step.slot, _ELSEWHERE[step.slot])
-                    await place.slots.move(step.slot, home)
+            case Take() | Put() | Cycle() | Move():
+                await self._touch(step)
             case Reshape():
                 await self._reshape(step)
             case GuestToggle():
@@ -257,9 +253,7 @@ class Player:
             case Reset():
                 await self._reset()
             case Pause():
-                if await self._is_up():
-                    await commands.stop(monitor)
-                    await commands.cont(monitor)
+                await self._pause()
             case Begin():
                 await self._begin(step)
             case Limit():
@@ -327,6 +321,41 @@ class Player:
             for number, part in enumerate(parts)
         ]
         await self._while_up(lambda: control.set_streams(streams, timeout=_WAIT_SECONDS))
+
+    async def _touch(self, step: Take | Put | Cycle | Move) -> None:
+        """Have PCI devices' memory go or come, where it is as the steps before were to leave it."""
+        slots, place = self.place.slots, self.place
+        names = step.slots if isinstance(step, Cycle) else (step.slot,)
+        toggles = place.control.workload.streams[0].pattern is Pattern.PCI_TOGGLE
+        is_as_expected = all(
+            (slots.address(name) is None) is isinstance(step, Put) for name in names
+        )
+        if toggles or not is_as_expected:
+            self._void()
+            return
+        match step:
+            case Take(slot=slot):
+                await slots.remove(slot)
+            case Put(slot=slot):
+                await slots.add(slot, SLOT_ADDRESS[slot])
+            case Cycle():
+                for _ in range(step.times):
+                    await slots.cycle(step.slots, pause_seconds=step.pause_ms / 1000)
+            case Move(slot=slot):
+                for _ in range(step.times):
+                    await slots.move(slot, _ELSEWHERE[slot])
+                    await slots.move(slot, SLOT_ADDRESS[slot])
+
+    async def _pause(self) -> None:
+        monitor = self.place.machine.monitor
+        if not await self._is_up():
+            return
+        await commands.stop(monitor)
+        try:
+            await commands.cont(monitor)
+        except CommandError:  # its migration came to wait for the switchover meanwhile
+            if self._moving is None:
+                raise
 
     async def _guest_toggle(self, step: GuestToggle) -> None:
         place = self.place
@@ -509,6 +538,7 @@ class Player:
     async def _fail(self, moving: _Moving) -> None:
         machine = moving.destination.machine
         machine.may_end()
+        moving.is_killed = True
         machine.kill()
         with suppress(MigrationError):
             await moving.migration.complete(timeout=_MOVE_SECONDS)

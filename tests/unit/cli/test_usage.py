@@ -53,6 +53,12 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object
         (["prove", "--qemu", "/etc"], ["/etc is a directory"]),
         (["prove", "--memory-dir", "/no/such"], ["/no/such", "does not exist"]),
         (["doctor", "--qemu", "/etc/passwd"], ["/etc/passwd is not a program"]),
+        (["torture", "--vcpus", "31"], ["'--vcpus'", "31 is out of range", "1 to 30"]),
+        (["torture", "--seed", "-1"], ["'--seed'", "-1 is out of range"]),
+        (["torture", "--output", "/no/such/file"], ["/no/such is no directory"]),
+        (["torture", "again"], ["No such command", "try 'qemu-ring torture --help'"]),
+        (["torture", "replay", "/no/such"], ["/no/such: No such file"]),
+        (["torture", "replay", "/etc/passwd"], ["is no JSON", "name what torture wrote"]),
         (["doctor", "extra"], ["unexpected extra argument"]),
     ],
 )
@@ -68,6 +74,7 @@ def test_usage_errors(
         assert word in err
 
 
+@pytest.mark.parametrize("command", ["prove", "torture"])
 @pytest.mark.parametrize(
     ("device", "words"),
     [
@@ -78,11 +85,12 @@ def test_usage_errors(
 def test_host_without_kvm(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    command: str,
     device: str,
     words: list[str],
 ) -> None:
-    monkeypatch.setattr("qemu_ring.prove.run.probe_kvm", partial(probe_kvm, device))
-    status, out, err = outcome(capsys, "prove", "--qemu", "/bin/true")
+    monkeypatch.setattr("qemu_ring.prove.probes.probe_kvm", partial(probe_kvm, device))
+    status, out, err = outcome(capsys, command, "--qemu", "/bin/true")
     assert (status, out, err.count("\n")) == (3, "", 1)
     for word in words:
         assert word in err
