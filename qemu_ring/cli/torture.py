@@ -282,6 +282,8 @@ def _print_result(result: TortureResult) -> None:
             console.print(Text(f"  {step!r}"), soft_wrap=True)
         console.print()
         console.print(Text(f"Again: qemu-ring torture replay {result.reproducer}"), soft_wrap=True)
+        if result.trace is not None:
+            console.print(Text(f"QEMU's traces: {result.trace}"), soft_wrap=True)
 
 
 def _print_replay(result: ReplayResult) -> None:

@@ -53,6 +53,7 @@ class TortureResult:
         program: the steps that matter of that one.
         reproduced: whether it failed again.
         reproducer: the file that it is in.
+        trace: QEMU's traces of a play in which it failed.
         seconds: of the torture, without shrinking.
     """
 
@@ -65,6 +66,7 @@ class TortureResult:
     program: Program | None
     reproduced: bool | None
     reproducer: Path | None
+    trace: Path | None
     seconds: float
 
     @property
@@ -125,6 +127,7 @@ class TortureResult:
             "program": program,
             "reproduced": self.reproduced,
             "reproducer": None if self.reproducer is None else str(self.reproducer),
+            "trace": None if self.trace is None else str(self.trace),
         }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from qemu_ring.errors import HostError, QemuUnsuitableError
@@ -14,7 +16,7 @@ from qemu_ring.memslot import FlushPolicy
 from qemu_ring.migration import Compression, find_obstacles
 from qemu_ring.prove.probes import Probes
 from qemu_ring.prove.stage import Plan
-from qemu_ring.torture.finding import Finding
+from qemu_ring.torture.finding import Finding, FindingKind
 from qemu_ring.torture.guest import Setup
 from qemu_ring.torture.model import Features, program_of
 from qemu_ring.torture.options import TortureOptions
@@ -40,12 +42,14 @@ always, and one that is not is only shrunk less."""
 _FIRST_PLAYS: Final = 10
 """Of a program that has failed once."""
 _TRACE: Final = (
-    "kvm_set_user_memory",
-    "kvm_dirty_ring_*",
+    "kvm_set_user_memory*",
+    "kvm_dirty_ring_flush*",
+    "kvm_dirty_ring_reap_vcpu*",
+    "kvm_dirty_ring_orphan*",
     "kvm_memslot*",
     "migration_bitmap_sync*",
 )
-"""What of a program's last play is logged; where this QEMU has it."""
+"""What is traced, of what this QEMU has: not each page, which would take longer than the race."""
 
 Report = Callable[[TortureProgress], None]
 
@@ -101,12 +105,14 @@ async def torture(
         played += 1
         tick()
     seconds = time.monotonic() - started
-    shrunk, reproduced = None, None
+    shrunk, reproduced, trace = None, None, None
     if finding is not None:
         failed = program[: finding.step + 1]
         shrunk, finding, reproduced = await _shrunk(setup, features, options, failed, finding, tick)
         if output is not None:
             Reproducer.of(options, probes.qemu.version, finding, shrunk).save(output)
+            if reproduced:
+                trace = await _traced(setup, shrunk, finding.kind, output)
     return TortureResult(
         options=options,
         probes=probes,
@@ -117,6 +123,7 @@ async def torture(
         program=shrunk,
         reproduced=reproduced,
         reproducer=None if finding is None else output,
+        trace=trace,
         seconds=seconds,
     )
 
@@ -176,6 +183,26 @@ async def replay(
         finding=finding,
         seconds=time.monotonic() - started,
     )
+
+
+async def _traced(setup: Setup, program: Program, kind: FindingKind, output: Path) -> Path | None:
+    """Have it fail once more, with traces, and keep them beside its file; None if it did not."""
+    path = output.with_suffix(".trace")
+    for _ in range(_PLAYS):
+        with TemporaryDirectory() as folder:
+            traced = replace(setup, log_directory=Path(folder), trace=_TRACE)
+            found = await Player(traced, Totals()).play(program)
+            if found is None or found.kind is not kind:
+                continue
+            _join_logs(Path(folder), path)
+        return path
+    return None
+
+
+def _join_logs(folder: Path, path: Path) -> None:
+    logs = sorted(folder.glob("*.log"))
+    text = "".join(f"== {log.stem}\n{log.read_text(encoding='utf-8')}" for log in logs)
+    path.write_text(text, encoding="utf-8")
 
 
 def _generator() -> Callable[[Features, TortureOptions], Iterator[Program]]:

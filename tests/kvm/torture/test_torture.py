@@ -113,6 +113,8 @@ async def test_unpatched_loses_pages_and_the_steps_that_matter_are_few(
     assert len(result.program) <= 6
     assert result.removal_bound is None
     assert any(one.shrinking == len(result.program) for one in shrinking)
+    assert result.trace is not None
+    assert "kvm_set_user_memory" in result.trace.read_text()
     again = Reproducer.load(path)
     assert again.steps == result.program
     replayed = await replay(qemu_path, again)
