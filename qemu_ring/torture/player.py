@@ -51,6 +51,8 @@ _WAIT_SECONDS: Final = 60.0
 """For what takes a moment, but on a busy host."""
 _MOVE_SECONDS: Final = 300.0
 """For what takes a second or two."""
+_CONVERGE_SECONDS: Final = 3.0
+"""For a whole migration as it was planned; from then on it may take any bandwidth and downtime."""
 _FIRST_PASS: Final = 200 * _MIB
 """Bytes a second: the first pass has to take longer than the 100 ms after which QEMU first measures
 its bandwidth; until then it takes any pass for the last."""
@@ -492,13 +494,27 @@ class Player:
 
     async def _migrate(self, step: Migrate) -> None:
         moving = await self._enter(step.plan.plan())
-        if moving is not None:
-            self._moving = moving
-            await self._arrive(moving)
+        if moving is None:
+            return
+        self._moving = moving
+        await self._arrive(moving, as_planned=_CONVERGE_SECONDS)
 
-    async def _arrive(self, moving: _Moving) -> None:
-        """Complete it, see that all memory is there, and have the guest go on there."""
-        result = await moving.migration.complete(timeout=_MOVE_SECONDS)
+    async def _arrive(self, moving: _Moving, *, as_planned: float = _MOVE_SECONDS) -> None:
+        """Complete it, see that all memory is there, and have the guest go on there.
+
+        Args:
+            moving: the migration.
+            as_planned: seconds after which it may take any bandwidth and downtime: the guest may
+                write more than can be sent.
+        """
+        migration = moving.migration
+        try:
+            result = await migration.complete(timeout=as_planned)
+        except DeadlineError:
+            if as_planned == _MOVE_SECONDS:
+                raise
+            await migration.set_parameters(max_bandwidth=_UNLIMITED, downtime_limit=_MOST_DOWNTIME)
+            result = await migration.complete(timeout=_MOVE_SECONDS)
         assert result.comparison is not None
         if not result.comparison.equal:
             raise FoundError.stale(result.comparison)
