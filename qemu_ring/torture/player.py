@@ -63,6 +63,8 @@ _LEAST_DOWNTIME: Final = 0.001
 _MOST_DOWNTIME: Final = 300.0
 _ELSEWHERE: Final = {"slot": 3 << 29, "helper": 5 << 29}
 """Where else PCI devices' memory can be."""
+_BATCH: Final = 32
+"""Transactions in one command of the test device."""
 _NOTICE_SECONDS: Final = 0.5
 _POLL_SECONDS: Final = 0.002
 _HOT_PAGES: Final = 16
@@ -343,10 +345,17 @@ class Player:
             case Cycle():
                 for _ in range(step.times):
                     await slots.cycle(step.slots, pause_seconds=step.pause_ms / 1000)
+                    if self._is_walk_over():
+                        return
             case Move(slot=slot):
                 for _ in range(step.times):
                     await slots.move(slot, _ELSEWHERE[slot])
                     await slots.move(slot, SLOT_ADDRESS[slot])
+
+    def _is_walk_over(self) -> bool:
+        """Whether the vCPUs have written all that they were to, so that nothing can be lost."""
+        states = {vcpu.state for vcpu in self.place.control.statistics().vcpus}
+        return VcpuState.DONE in states and VcpuState.RUNNING not in states
 
     async def _pause(self) -> None:
         monitor = self.place.machine.monitor
@@ -375,7 +384,11 @@ class Player:
         device = self.place.device
         cycle = layouts(step.shape, *WINDOWS, ELSEWHERE)
         await device.map(Layout(WINDOWS))
-        await device.map(*cycle, repeat=step.times, pause_seconds=step.pause_us / 1e6)
+        left = step.times
+        while left and not (left < step.times and self._is_walk_over()):
+            repeat = min(left, max(1, _BATCH // len(cycle)))
+            await device.map(*cycle, repeat=repeat, pause_seconds=step.pause_us / 1e6)
+            left -= repeat
         if step.stay:
             await device.map(*cycle[: step.stay])
 

@@ -133,7 +133,10 @@ class Put(_Part):
 
 
 class Cycle(_Part):
-    """PCI devices' memory goes away, in this order, and comes back; again and again."""
+    """PCI devices' memory goes away, in this order, and comes back; again and again.
+
+    It ends sooner when the vCPUs have written once all that they were to.
+    """
 
     do: Literal["cycle"] = "cycle"
     slots: tuple[Slot, ...] = Field(default=("slot", "helper"), min_length=1, max_length=2)
@@ -152,7 +155,8 @@ class Move(_Part):
 class Reshape(_Part):
     """The test device goes through a shape again and again, then stays after some of its layouts.
 
-    Without a pause the vCPUs have no time between two transactions: QEMU keeps its big lock.
+    It ends sooner as a `Cycle` does. Without a pause the vCPUs have no time between two
+    transactions, because QEMU keeps its big lock.
     """
 
     do: Literal["reshape"] = "reshape"
