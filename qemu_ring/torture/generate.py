@@ -141,8 +141,9 @@ def _machine(features: Features, only: Only, made: list[Program]) -> type[RuleBa
     plans = _plans(features)
     slots = st.sampled_from(SLOTS)
     # What the vCPUs write as memory goes away, to pages that are clean: a lost one shows.
+    quarters = st.sampled_from((0, 1, 2, 3, None))
     rates = st.sampled_from(_RATES[:-1])
-    walks = st.one_of(st.builds(Write, pages_per_second=rates), st.none())
+    walks = st.one_of(*[st.builds(Write, pages_per_second=rates, quarter=quarters)] * 3, st.none())
     cycles = st.builds(
         Cycle,
         slots=st.sampled_from((SLOTS, SLOTS, ("slot",), ("helper", "slot"))),
@@ -153,7 +154,7 @@ def _machine(features: Features, only: Only, made: list[Program]) -> type[RuleBa
     disturbances = st.sampled_from((Pause(), Reset(), Plug(), Measure(), Cancel(), Kill()))
     takes = st.builds(Take, slot=slots)
     toggles = st.builds(GuestToggle, rest_us=st.sampled_from((200, 0, 5000)))
-    begins = st.builds(Begin, plan=plans, quiet=st.sampled_from((True, True, False)))
+    begins = st.builds(Begin, plan=plans, quiet=st.sampled_from((True, True, True, False)))
     limits = st.builds(
         Limit, max_bandwidth=st.sampled_from((8, 64, 1)), downtime_ms=st.sampled_from((1, 30))
     )
@@ -199,6 +200,7 @@ def _machine(features: Features, only: Only, made: list[Program]) -> type[RuleBa
                 block=st.sampled_from(blocks),
                 pattern=st.sampled_from(("once", "random", "loop", "hot-cold", "idle")),
                 pages_per_second=st.sampled_from(_RATES),
+                quarter=quarters,
             )
         )
         def write(self, step: Write) -> None:
@@ -207,8 +209,10 @@ def _machine(features: Features, only: Only, made: list[Program]) -> type[RuleBa
         @precondition(lambda self: self.is_worth_it())
         @rule(walk=walks, step=cycles)
         def cycle(self, walk: Write | None, step: Cycle) -> None:
-            if walk is not None and Write in _STEPS_OF[only]:
+            if walk is not None:
                 self.add(walk)
+                for slot in sorted(self.situation.away):
+                    self.add(Put(slot=slot))
             if self.may(step):
                 self.add(step)
 

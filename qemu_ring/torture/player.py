@@ -312,7 +312,10 @@ class Player:
 
     async def _write(self, step: Write) -> None:
         control, vcpus = self.place.control, len(self._setup.plan.idle)
-        parts = control.workload.span(step.block).split(vcpus)
+        span = control.workload.span(step.block)
+        if step.quarter is not None:
+            span = span.split(4)[step.quarter]
+        parts = span.split(vcpus)
         rate = None if step.pages_per_second is None else step.pages_per_second / vcpus
         streams = [
             Stream(

@@ -110,12 +110,17 @@ class PlanPart(_Part):
 
 
 class Write(_Part):
-    """All vCPUs write a block, each its own part; pages a second of all, None as fast as can be."""
+    """All vCPUs write a block, each its own part; pages a second of all, None as fast as can be.
+
+    `quarter`: only this one of the block's. A page that was written since it was sent last is sent
+    again in any case: to lose one there has to be one that was not.
+    """
 
     do: Literal["write"] = "write"
     block: Block = "slot"
     pattern: Literal["idle", "once", "loop", "random", "hot-cold"] = "once"
     pages_per_second: float | None = 100_000.0
+    quarter: int | None = Field(default=None, ge=0, le=3)
 
 
 class Take(_Part):
