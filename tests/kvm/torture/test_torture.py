@@ -80,9 +80,10 @@ async def played(binary: Path, program: Program) -> Totals:
     return totals
 
 
-async def test_each_step_is_done(patched_qemu: Path) -> None:
+@pytest.mark.alternating("any_qemu")
+async def test_each_step_is_done(any_qemu: Path) -> None:
     assert program_of(EVERY, Features()) == EVERY
-    totals = await played(patched_qemu, EVERY)
+    totals = await played(any_qemu, EVERY)
     assert not totals.steps["void"]
     assert not totals.refused
     assert sum(totals.migrations.values()) == 3
@@ -97,6 +98,7 @@ async def test_each_step_that_takes_a_patched_qemu_is_done(patched_qemu: Path) -
     assert totals.entries_dropped == 0
 
 
+@pytest.mark.full
 async def test_unpatched_loses_pages_and_the_steps_that_matter_are_few(
     qemu_path: Path, tmp_path: Path
 ) -> None:
@@ -123,7 +125,7 @@ async def test_unpatched_loses_pages_and_the_steps_that_matter_are_few(
 
 
 async def test_default_policy_loses_none(patched_qemu: Path) -> None:
-    result = await torture(patched_qemu, TortureOptions(seconds=5, seed=SEED))
+    result = await torture(patched_qemu, TortureOptions(seconds=3, seed=SEED))
     assert result.exit_status is ExitStatus.GOOD, result.finding
     assert result.migrations > 0
     assert result.totals.removals > 0
@@ -142,11 +144,12 @@ async def test_what_was_found_is_found_again_and_mended(
     found = await replay(qemu_path if stock else patched_qemu, reproducer)
     assert found.finding is not None
     assert found.finding.kind is reproducer.kind
-    mended = await replay(patched_qemu, reproducer, times=3, policy=FlushPolicy.AUTO)
+    mended = await replay(patched_qemu, reproducer, times=2, policy=FlushPolicy.AUTO)
     assert mended.exit_status is ExitStatus.GOOD, mended.finding
-    assert mended.plays == 3
+    assert mended.plays == 2
 
 
+@pytest.mark.full
 async def test_cancels_forget_nothing(any_qemu: Path) -> None:
     options = TortureOptions(seconds=300, only=Only.CANCELS, cancels=8, seed=SEED)
     result = await torture(any_qemu, options)
@@ -218,21 +221,18 @@ def quick_timeout() -> Iterator[None]:
     set_answer_timeout(DEFAULT_TIMEOUT)
 
 
-def test_command_and_its_documents(qemu_path: Path, patched_qemu: Path, tmp_path: Path) -> None:
+def test_command_and_its_documents(patched_qemu: Path, tmp_path: Path) -> None:
     output = tmp_path / "found.json"
-    arguments = ("--seed", "1", "--seconds", "1", "--output", str(output), "--json")
-    said, _ = run_command("torture", "--qemu", str(patched_qemu), *arguments)
+    arguments = ("--seed", "1", "--seconds", "0.1", "--output", str(output), "--json")
+    said, _ = run_command("torture", "--only", "cancels", "--qemu", str(patched_qemu), *arguments)
     document = json.loads(said)
     assert document["verdict"] == "clean"
     assert document["finding"] is None
     assert document["programs"] > 0
     assert not output.exists()
-    file = str(REGRESSIONS[0])
-    said, _ = run_command("torture", "replay", "--qemu", str(qemu_path), file, expect=1)
-    assert "differ at the destination" in said
     said, _ = run_command(
         *("torture", "replay", "--qemu", str(patched_qemu), "--policy", "quiesce", "--times", "1"),
-        *("--log-dir", str(tmp_path), "--json", file),
+        *("--log-dir", str(tmp_path), "--json", str(REGRESSIONS[0])),
     )
     assert json.loads(said)["verdict"] == "clean"
     traces = "".join(path.read_text() for path in tmp_path.glob("QEMU *.log"))
