@@ -22,10 +22,10 @@ from qemu_ring.machine import find_qemu
 from qemu_ring.memslot import FlushPolicy
 from qemu_ring.torture import (
     MAX_TORTURED_VCPUS,
-    Finding,
     Only,
     ReplayResult,
     Reproducer,
+    TortureFinding,
     TortureOptions,
     TortureProgress,
     TortureResult,
@@ -298,11 +298,11 @@ def _print_replay(result: ReplayResult) -> None:
         _print_finding(console, finding)
 
 
-def _found(finding: Finding) -> str:
+def _found(finding: TortureFinding) -> str:
     return f"{finding.kind.value}: {finding.message}"
 
 
-def _print_finding(console: Console, finding: Finding) -> None:
+def _print_finding(console: Console, finding: TortureFinding) -> None:
     if not finding.stale:
         return
     console.print()

@@ -10,7 +10,7 @@ from qemu_ring.migration import MigrationError
 from qemu_ring.qmp import CommandTimeoutError
 from qemu_ring.verify import Comparison, StalePage
 
-__all__ = ["Finding", "FindingKind", "FoundError", "kind_of"]
+__all__ = ["FindingKind", "FoundError", "TortureFinding", "kind_of"]
 
 _LISTED = 100
 
@@ -29,7 +29,7 @@ class FindingKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class TortureFinding:
     """What was found, and where.
 
     Args:
@@ -75,12 +75,12 @@ class FoundError(QemuRingError):
         message = f"{pages} page{'s' * (pages != 1)} of {blocks} differ at the destination"
         return cls(FindingKind.STALE, message, comparison=comparison)
 
-    def at(self, step: int) -> Finding:
+    def at(self, step: int) -> TortureFinding:
         """As the finding of a step."""
         if self._comparison is None:
-            return Finding(self.kind, self.message, step)
+            return TortureFinding(self.kind, self.message, step)
         comparison = self._comparison
-        return Finding(
+        return TortureFinding(
             self.kind,
             self.message,
             step,

@@ -17,7 +17,7 @@ from qemu_ring.qmp import commands
 from qemu_ring.torture.model import MAX_PLUGGED
 from qemu_ring.verify import Block
 
-__all__ = ["Place", "Setup"]
+__all__ = ["GuestQemu", "Setup"]
 
 _CPU: Final = "qemu64-x86_64-cpu"
 """What the machine types have where no CPU is named."""
@@ -42,8 +42,8 @@ class Setup:
     trace: tuple[str, ...] = ()
     _numbers: Iterator[int] = field(default_factory=lambda: count(1), repr=False, compare=False)
 
-    async def start(self, *, plugged: int = 0, waiting: bool = False) -> Place:
-        """Start a QEMU, for the guest, or to wait for it; `Place.close` ends it.
+    async def start(self, *, plugged: int = 0, waiting: bool = False) -> GuestQemu:
+        """Start a QEMU, for the guest, or to wait for it; `GuestQemu.close` ends it.
 
         Args:
             plugged: vCPUs that were plugged.
@@ -77,11 +77,11 @@ class Setup:
         except BaseException:
             await stack.aclose()
             raise
-        return Place(self, machine, memory, stack)
+        return GuestQemu(self, machine, memory, stack)
 
 
 @dataclass(slots=True)
-class Place:
+class GuestQemu:
     """A QEMU that has the guest, or waits for it.
 
     Attributes:
@@ -142,7 +142,7 @@ class Place:
         for name, address in SLOT_ADDRESS.items():
             await self._slots.add(name, address)
 
-    def arrive(self, former: Place) -> None:
+    def arrive(self, former: GuestQemu) -> None:
         """Take over the guest that has come from another QEMU."""
         monitor = self.machine.monitor
         self._use(former.control.workload.streams)
@@ -155,7 +155,7 @@ class Place:
         await self.machine.monitor.execute("device_add", {"driver": _CPU, **_socket(number)})
         self.plugged += 1
 
-    def blocks(self, destination: Place) -> list[Block]:
+    def blocks(self, destination: GuestQemu) -> list[Block]:
         """Memory to compare after the guest was migrated there."""
         return self.memory.blocks(destination.memory)
 

@@ -19,8 +19,8 @@ from qemu_ring.torture.steps import (
     Kill,
     Limit,
     Migrate,
+    MigrationForm,
     Move,
-    PlanPart,
     Plug,
     Policy,
     Program,
@@ -74,7 +74,7 @@ class Features:
             return self._allow_plan(step.plan)
         return True
 
-    def _allow_plan(self, plan: PlanPart) -> bool:
+    def _allow_plan(self, plan: MigrationForm) -> bool:
         wanted = (
             (plan.kind == "postcopy", self.postcopy),
             (plan.preempt, self.preempt),

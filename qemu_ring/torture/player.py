@@ -19,8 +19,8 @@ from qemu_ring.migration import Exec, Migration, MigrationError, MigrationPlan
 from qemu_ring.prove.stage import ELSEWHERE, SLOT_ADDRESS, WINDOWS
 from qemu_ring.qmp import CommandError, Listener, MigrationStatus, commands
 from qemu_ring.tasks import UninterruptibleStack, stopped, to_the_end
-from qemu_ring.torture.finding import Finding, FindingKind, FoundError, kind_of
-from qemu_ring.torture.guest import Place, Setup
+from qemu_ring.torture.finding import FindingKind, FoundError, TortureFinding, kind_of
+from qemu_ring.torture.guest import GuestQemu, Setup
 from qemu_ring.torture.steps import (
     Abort,
     Begin,
@@ -30,7 +30,7 @@ from qemu_ring.torture.steps import (
     GuestToggle,
     Kill,
     Limit,
-    Measure,
+    MeasureRate,
     Migrate,
     Move,
     Pause,
@@ -44,7 +44,7 @@ from qemu_ring.torture.steps import (
     Write,
 )
 
-__all__ = ["Player", "Totals"]
+__all__ = ["Player", "TortureTotals"]
 
 _MIB: Final = 1 << 20
 _WAIT_SECONDS: Final = 60.0
@@ -81,7 +81,7 @@ _PATTERNS: Final = {
 
 
 @dataclass(slots=True)
-class Totals:
+class TortureTotals:
     """All that was done.
 
     Args:
@@ -90,7 +90,8 @@ class Totals:
         migrations: that completed, and whose memory was compared, by kind.
         cancels: migrations that were ended before, and after which one completed.
         pages_late: that QEMU says best-effort would have lost.
-        entries_dropped: dirty ring entries whose memslot was gone, as QEMU counts them.
+        entries_dropped: dirty ring entries whose memslot was gone, as QEMU counts them; those that
+            a migration which has ended left behind are lost to nobody.
         refused: migrations that this QEMU does not do, by what it says.
     """
 
@@ -108,7 +109,7 @@ class _Moving:
     """A migration that is held open."""
 
     migration: Migration
-    destination: Place
+    destination: GuestQemu
     entered: AsyncExitStack
     is_killed: bool = False
 
@@ -130,18 +131,18 @@ class Player:
     """
 
     def __init__(
-        self, setup: Setup, totals: Totals, tick: Callable[[], None] = lambda: None
+        self, setup: Setup, totals: TortureTotals, tick: Callable[[], None] = lambda: None
     ) -> None:
         self._setup = setup
         self._totals = totals
         self._tick = tick
-        self.place: Place
+        self.place: GuestQemu
         self._moving: _Moving | None = None
         self._policy: FlushPolicy | None = None
         self._aborted = 0
         self._writes: tuple[int, ...] = ()
 
-    async def play(self, steps: Sequence[Step]) -> Finding | None:
+    async def play(self, steps: Sequence[Step]) -> TortureFinding | None:
         """Play the steps in order; returns what was found, or None.
 
         Raises:
@@ -250,7 +251,7 @@ class Player:
             case Policy(policy=policy):
                 self._policy = policy
                 await set_flush_policy(monitor, policy)
-            case Measure():
+            case MeasureRate():
                 await self._measure()
             case Plug():
                 await place.plug()

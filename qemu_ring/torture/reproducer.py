@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qemu_ring.dirty import Tracking
 from qemu_ring.errors import UsageError
 from qemu_ring.memslot import FlushPolicy
-from qemu_ring.torture.finding import Finding, FindingKind
+from qemu_ring.torture.finding import FindingKind, TortureFinding
 from qemu_ring.torture.options import MAX_TORTURED_VCPUS, TortureOptions
 from qemu_ring.torture.steps import Program, Step
 
@@ -55,7 +55,7 @@ class Reproducer(BaseModel):
 
     @classmethod
     def of(
-        cls, options: TortureOptions, qemu: str, finding: Finding, program: Program
+        cls, options: TortureOptions, qemu: str, finding: TortureFinding, program: Program
     ) -> Reproducer:
         """What a torture found."""
         return cls(

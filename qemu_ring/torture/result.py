@@ -8,9 +8,9 @@ from typing import Final
 
 from qemu_ring.errors import ExitStatus
 from qemu_ring.prove.probes import Probes
-from qemu_ring.torture.finding import Finding
+from qemu_ring.torture.finding import TortureFinding
 from qemu_ring.torture.options import TortureOptions
-from qemu_ring.torture.player import Totals
+from qemu_ring.torture.player import TortureTotals
 from qemu_ring.torture.reproducer import Reproducer
 from qemu_ring.torture.steps import STEPS, Program
 
@@ -60,8 +60,8 @@ class TortureResult:
     options: TortureOptions
     probes: Probes
     programs: int
-    totals: Totals
-    finding: Finding | None
+    totals: TortureTotals
+    finding: TortureFinding | None
     finding_seconds: float | None
     program: Program | None
     reproduced: bool | None
@@ -147,8 +147,8 @@ class ReplayResult:
     probes: Probes
     reproducer: Reproducer
     plays: int
-    totals: Totals
-    finding: Finding | None
+    totals: TortureTotals
+    finding: TortureFinding | None
     seconds: float
 
     @property

@@ -16,15 +16,15 @@ from qemu_ring.memslot import FlushPolicy
 from qemu_ring.migration import Compression, find_obstacles
 from qemu_ring.prove.probes import Probes
 from qemu_ring.prove.stage import Plan
-from qemu_ring.torture.finding import Finding, FindingKind
+from qemu_ring.torture.finding import FindingKind, TortureFinding
 from qemu_ring.torture.guest import Setup
 from qemu_ring.torture.model import Features, program_of
 from qemu_ring.torture.options import TortureOptions
-from qemu_ring.torture.player import Player, Totals
+from qemu_ring.torture.player import Player, TortureTotals
 from qemu_ring.torture.reproducer import Reproducer
 from qemu_ring.torture.result import ReplayResult, TortureProgress, TortureResult
 from qemu_ring.torture.shrink import shrink
-from qemu_ring.torture.steps import PlanPart, Program
+from qemu_ring.torture.steps import MigrationForm, Program
 
 __all__ = ["prepare", "replay", "torture"]
 
@@ -78,7 +78,7 @@ async def torture(
     make = _generator()
     probes, setup = await prepare(binary, options)
     features = await _find_features(setup, options, probes)
-    totals, started, played = Totals(), time.monotonic(), 0
+    totals, started, played = TortureTotals(), time.monotonic(), 0
 
     def tick(shrinking: int | None = None) -> None:
         on_progress(
@@ -160,7 +160,7 @@ async def replay(
         raise QemuUnsuitableError(
             f"{probes.qemu.path} ({probes.qemu.version}) {what}", hint="name another with --qemu"
         )
-    totals, started = Totals(), time.monotonic()
+    totals, started = TortureTotals(), time.monotonic()
     finding, plays = None, 0
     while finding is None and plays < times:
         player = Player(setup, totals)
@@ -191,7 +191,7 @@ async def _traced(setup: Setup, program: Program, kind: FindingKind, output: Pat
     for _ in range(_PLAYS):
         with TemporaryDirectory() as folder:
             traced = replace(setup, log_directory=Path(folder), trace=_TRACE)
-            found = await Player(traced, Totals()).play(program)
+            found = await Player(traced, TortureTotals()).play(program)
             if found is None or found.kind is not kind:
                 continue
             _join_logs(Path(folder), path)
@@ -245,27 +245,27 @@ async def _find_features(setup: Setup, options: TortureOptions, probes: Probes) 
         await place.boot()
         monitor = place.machine.monitor
 
-        async def can(plan: PlanPart) -> bool:
+        async def can(plan: MigrationForm) -> bool:
             found = await find_obstacles(monitor, None, plan.plan())
             return not any(one.fatal for one in found)
 
-        wide = PlanPart(channel="unix", multifd=2)
+        wide = MigrationForm(channel="unix", multifd=2)
         return Features(
             vcpus=options.vcpus,
             policies=_LOSSLESS if probes.qemu.flush_policies and not options.policy else (),
             windows=setup.windows,
-            postcopy=await can(PlanPart(kind="postcopy")),
-            preempt=await can(PlanPart(kind="postcopy", channel="unix", preempt=True)),
+            postcopy=await can(MigrationForm(kind="postcopy")),
+            preempt=await can(MigrationForm(kind="postcopy", channel="unix", preempt=True)),
             multifd=await can(wide),
             compressions=tuple(
                 [
                     one
                     for one in _COMPRESSIONS
-                    if await can(PlanPart(**{**wide.model_dump(), "compression": one}))
+                    if await can(MigrationForm(**{**wide.model_dump(), "compression": one}))
                 ]
             ),
-            xbzrle=await can(PlanPart(xbzrle=True)),
-            auto_converge=await can(PlanPart(auto_converge=True)),
+            xbzrle=await can(MigrationForm(xbzrle=True)),
+            auto_converge=await can(MigrationForm(auto_converge=True)),
         )
     finally:
         await place.close()
@@ -276,16 +276,18 @@ async def _shrunk(
     features: Features,
     options: TortureOptions,
     program: Program,
-    finding: Finding,
+    finding: TortureFinding,
     tick: Callable[[int | None], None],
-) -> tuple[Program, Finding, bool]:
+) -> tuple[Program, TortureFinding, bool]:
     """The steps that matter, what they found last, and whether they found it more than once."""
     latest = finding
 
     async def fails(candidate: Program, plays: int = _PLAYS) -> Program | None:
         nonlocal latest
         for _ in range(plays):
-            found = await Player(setup, Totals(), lambda: tick(len(candidate))).play(candidate)
+            found = await Player(setup, TortureTotals(), lambda: tick(len(candidate))).play(
+                candidate
+            )
             if found is not None and found.kind is finding.kind:
                 latest = found
                 return candidate[: found.step + 1]

@@ -35,11 +35,11 @@ __all__ = [
     "GuestToggle",
     "Kill",
     "Limit",
-    "Measure",
+    "MeasureRate",
     "Migrate",
+    "MigrationForm",
     "Move",
     "Pause",
-    "PlanPart",
     "Plug",
     "Policy",
     "Program",
@@ -64,7 +64,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class PlanPart(_Part):
+class MigrationForm(_Part):
     """How a migration goes; bandwidths in MiB a second, None for no limit."""
 
     kind: Literal["precopy", "postcopy"] = "precopy"
@@ -78,7 +78,7 @@ class PlanPart(_Part):
     downtime_ms: int = Field(default=300, ge=1)
 
     @model_validator(mode="after")
-    def _can_be(self) -> PlanPart:
+    def _can_be(self) -> MigrationForm:
         if self.channel == "fd" and (self.multifd is not None or self.preempt):
             raise ValueError("fd is a single connection")
         if self.preempt and self.kind != "postcopy":
@@ -191,7 +191,7 @@ class Policy(_Part):
     policy: FlushPolicy = FlushPolicy.QUIESCE
 
 
-class Measure(_Part):
+class MeasureRate(_Part):
     """The dirty rate is measured, which starts, syncs and stops dirty logging for itself."""
 
     do: Literal["measure"] = "measure"
@@ -222,7 +222,7 @@ class Begin(_Part):
     """
 
     do: Literal["begin"] = "begin"
-    plan: PlanPart = PlanPart()
+    plan: MigrationForm = MigrationForm()
     quiet: bool = True
 
 
@@ -260,7 +260,7 @@ class Migrate(_Part):
     """A whole migration; memory is compared; the guest goes on at the destination."""
 
     do: Literal["migrate"] = "migrate"
-    plan: PlanPart = PlanPart()
+    plan: MigrationForm = MigrationForm()
 
 
 class Abort(_Part):
@@ -286,7 +286,7 @@ Step: TypeAlias = (
     | Reshape
     | GuestToggle
     | Policy
-    | Measure
+    | MeasureRate
     | Plug
     | Reset
     | Pause
@@ -317,11 +317,11 @@ def plainer(step: Step) -> Iterator[Step]:
         if name in ("do", "times") or value == field.default:
             continue
         yield _with(step, name, field.default)
-        if isinstance(value, PlanPart):
-            for inner, its in PlanPart.model_fields.items():
+        if isinstance(value, MigrationForm):
+            for inner, its in MigrationForm.model_fields.items():
                 if getattr(value, inner) != its.default:
                     try:
-                        part = PlanPart(**{**value.model_dump(), inner: its.default})
+                        part = MigrationForm(**{**value.model_dump(), inner: its.default})
                     except ValueError:
                         continue  # goes with another that is not plain
                     yield _with(step, name, part)

@@ -24,8 +24,8 @@ from qemu_ring.torture.steps import (
     Kill,
     Limit,
     Migrate,
+    MigrationForm,
     Move,
-    PlanPart,
     Plug,
     Policy,
     Program,
@@ -118,7 +118,7 @@ def test_the_same_seed_makes_the_same_programs_in_another_process() -> None:
         ((Take(),), (Take(), Cycle(), Move(), GuestToggle(), Put(slot="helper"))),
         ((GuestToggle(),), (Take(), Cycle(), Move())),
         ((Plug(),) * MAX_PLUGGED, (Plug(),)),
-        ((), (Reshape(), Policy(), Write(block="window"), Begin(plan=PlanPart(xbzrle=True)))),
+        ((), (Reshape(), Policy(), Write(block="window"), Begin(plan=MigrationForm(xbzrle=True)))),
     ],
 )
 def test_what_cannot_follow(before: Program, refused: Program) -> None:
@@ -173,4 +173,4 @@ def test_ends_are_made_and_what_cannot_be_left_out(steps: Program, program: Prog
 )
 def test_plans_that_cannot_be(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"is postcopy's|single connection|is multifd's"):
-        PlanPart.model_validate(wrong)
+        MigrationForm.model_validate(wrong)

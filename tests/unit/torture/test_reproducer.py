@@ -12,13 +12,13 @@ import pytest
 from qemu_ring.dirty import Tracking
 from qemu_ring.errors import FieldError, UsageError
 from qemu_ring.memslot import FlushPolicy
-from qemu_ring.torture import Finding, FindingKind, Only, Reproducer, TortureOptions
+from qemu_ring.torture import FindingKind, Only, Reproducer, TortureFinding, TortureOptions
 from qemu_ring.torture.generate import programs
 from qemu_ring.torture.model import Features
 from qemu_ring.torture.steps import Begin, Complete, Cycle, Program, Write
 
 PROGRAM: Program = (Begin(), Write(), Cycle(times=32), Complete())
-FINDING = Finding(FindingKind.STALE, "3 pages of slot differ at the destination", 3, 3)
+FINDING = TortureFinding(FindingKind.STALE, "3 pages of slot differ at the destination", 3, 3)
 
 
 def made(program: Program = PROGRAM) -> Reproducer:

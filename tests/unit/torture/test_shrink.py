@@ -13,7 +13,7 @@ from qemu_ring.torture.steps import (
     Complete,
     Cycle,
     Migrate,
-    PlanPart,
+    MigrationForm,
     Plug,
     Policy,
     Program,
@@ -22,7 +22,7 @@ from qemu_ring.torture.steps import (
 )
 
 STOCK = Features(multifd=True)
-WIDE = PlanPart(channel="unix", multifd=3, max_bandwidth=30)
+WIDE = MigrationForm(channel="unix", multifd=3, max_bandwidth=30)
 
 
 def lost(program: Program) -> int | None:
