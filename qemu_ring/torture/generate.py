@@ -56,7 +56,7 @@ _LEAST_KINDS: Final = 3
 _Rule = TypeVar("_Rule", bound=Callable[..., Any])
 _STEPS_OF: Final[dict[Only, tuple[type[Step], ...]]] = {
     Only.ALL: Step.__args__,
-    Only.CANCELS: (Write, Cycle, Abort),
+    Only.CANCELS: (Write, Abort),
 }
 _SHAPES: Final = tuple(shape for shape in Shape if shape is not Shape.PCI)
 _RATES: Final = (100_000.0, 20_000.0, 3000.0, None)
@@ -147,7 +147,7 @@ def _machine(features: Features, only: Only, made: list[Program]) -> type[RuleBa
     cycles = st.builds(
         Cycle,
         slots=st.sampled_from((SLOTS, SLOTS, ("slot",), ("helper", "slot"))),
-        times=st.sampled_from((60, 200, 30, 1) if only is Only.ALL else (4, 1)),
+        times=st.sampled_from((60, 200, 30, 1)),
         pause_ms=st.sampled_from((0.0, 0.0, 1.0)),
     )
     moves = st.builds(Move, slot=slots, times=st.sampled_from((4, 1)))
@@ -185,7 +185,7 @@ def _machine(features: Features, only: Only, made: list[Program]) -> type[RuleBa
 
         def is_worth_it(self) -> bool:
             """Whether memory that goes away now can be lost."""
-            return self.situation.migrating or only is Only.CANCELS
+            return self.situation.migrating and only is Only.ALL
 
         def add(self, step: Step) -> None:
             self.situation.take(step)
