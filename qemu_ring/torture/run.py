@@ -158,7 +158,7 @@ async def replay(
         lacking = next((step.do for step in reproducer.steps if not features.allow(step)), None)
         what = f"has no {lacking}" if lacking else "cannot do these steps in this order"
         raise QemuUnsuitableError(
-            f"{probes.qemu.path} ({probes.qemu.version}) {what}", hint="name another with --qemu"
+            f"{probes.qemu.path} ({probes.qemu.version}) {what}", hint="use another QEMU"
         )
     totals, started = TortureTotals(), time.monotonic()
     finding, plays = None, 0

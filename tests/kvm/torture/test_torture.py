@@ -243,7 +243,7 @@ async def test_a_program_that_takes_the_test_device_is_refused(
     path = tmp_path / "one.json"
     reproducer = Reproducer.load(REGRESSIONS[0])
     reproducer.model_copy(update={"steps": (Begin(), Reshape(), Complete())}).save(path)
-    with pytest.raises(QemuUnsuitableError, match="has no reshape; name another with --qemu"):
+    with pytest.raises(QemuUnsuitableError, match="has no reshape; use another QEMU"):
         await replay(qemu_path, Reproducer.load(path))
 
 
