@@ -68,7 +68,9 @@ async def test_ring_mode_sends_no_re_added_slot_again(qemu_path: Path) -> None:
     assert result.re_add is not None
     assert result.re_add.resent_bytes <= SOME_PAGES
     assert result.removals == 10
-    assert [one.kind for one in result.rounds] == ["removals", "baseline", "re-add"]
+    kinds = [one.kind for one in result.rounds]
+    assert kinds[-2:] == ["baseline", "re-add"]
+    assert set(kinds[:-2]) == {"removals"}  # one round, but more where a migration is soon over
 
 
 @pytest.mark.ring
