@@ -183,6 +183,25 @@ class WorkloadControl:
             await asyncio.sleep(_POLL_SECONDS)
         return statistics
 
+    async def wait_through(self, *, timeout: float, what: str) -> None:
+        """Wait until each vCPU has looped through all of its span, from now on.
+
+        Args:
+            timeout, what: as of `wait`.
+
+        Raises:
+            DeadlineError: a vCPU did not in that time.
+        """
+        # The pass that is under way has begun before.
+        enough = [vcpu.passes + 2 for vcpu in self.statistics().vcpus]
+        await self.wait(
+            lambda now: all(
+                vcpu.passes >= passes for vcpu, passes in zip(now.vcpus, enough, strict=True)
+            ),
+            timeout=timeout,
+            what=what,
+        )
+
     async def set_streams(self, streams: Sequence[Stream], *, timeout: float = 60.0) -> None:
         """Change what the vCPUs write, and wait until each has taken it up.
 

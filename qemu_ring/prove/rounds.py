@@ -174,13 +174,8 @@ class SourceGuest:
 
     async def _rewrite_ballast(self) -> None:
         """Wait until each vCPU, at its ballast, was through all of it."""
-        target = [vcpu.passes + 2 for vcpu in self.control.statistics().vcpus]
-        await self.control.wait(
-            lambda statistics: all(
-                vcpu.passes >= passes for vcpu, passes in zip(statistics.vcpus, target, strict=True)
-            ),
-            timeout=_WAIT_SECONDS,
-            what="the guest did not get through its ballast in time",
+        await self.control.wait_through(
+            timeout=_WAIT_SECONDS, what="the guest did not get through its ballast in time"
         )
 
     async def _re_add_once(self, migration: HeldPrecopy) -> None:

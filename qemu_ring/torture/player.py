@@ -456,13 +456,8 @@ class Player:
     async def _rewrite_ballast(self) -> None:
         control, plan = self.place.control, self._setup.plan
         await control.set_streams(plan.ballast, timeout=_WAIT_SECONDS)
-        enough = [vcpu.passes + 2 for vcpu in control.statistics().vcpus]
-        await control.wait(
-            lambda now: all(
-                vcpu.passes >= passes for vcpu, passes in zip(now.vcpus, enough, strict=True)
-            ),
-            timeout=_WAIT_SECONDS,
-            what="the guest did not get through its memory in time",
+        await control.wait_through(
+            timeout=_WAIT_SECONDS, what="the guest did not get through its memory in time"
         )
 
     async def _enter(self, plan: MigrationPlan) -> _Moving | None:

@@ -144,13 +144,8 @@ async def migrate(source: Guest, destination: Guest, total: Total) -> None:
     async with HeldPrecopy(source.machine, destination.machine) as migration:
         await commands.cont(monitor)
         await control.set_streams(BALLAST)
-        target = [vcpu.passes + 2 for vcpu in control.statistics().vcpus]
-        await control.wait(
-            lambda now: all(
-                vcpu.passes >= passes for vcpu, passes in zip(now.vcpus, target, strict=True)
-            ),
-            timeout=DEADLINE,
-            what="the guest did not get through its ballast in time",
+        await control.wait_through(
+            timeout=DEADLINE, what="the guest did not get through its ballast in time"
         )
         await migration.hold()
         await control.set_streams(IDLE)  # the ballast's passes are not to be counted
