@@ -28,6 +28,7 @@ __all__ = [
     "median_change",
     "median_difference",
     "rank_test",
+    "rule_of_three",
 ]
 
 ALPHA: Final = 0.05
@@ -153,6 +154,15 @@ def fewer_completed(runs: tuple[int, int], completed: tuple[int, int]) -> float:
     """
     table = [[done, every - done] for done, every in zip(completed, runs, strict=True)]
     return min(float(_stats().fisher_exact(table, alternative="greater").pvalue), 1.0)
+
+
+def rule_of_three(n: int) -> float:
+    """Give the share that is not exceeded, at 95 %, of what did not happen once in n tries.
+
+    If they do not depend on each other. J. A. Hanley and A. Lippman-Hand, If Nothing Goes Wrong, Is
+    Everything All Right?, Journal of the American Medical Association 249 (1983), 1743.
+    """
+    return 3 / n
 
 
 def false_discovery(p: Sequence[float]) -> list[float]:

@@ -9,6 +9,7 @@ from qemu_ring.errors import ExitStatus
 from qemu_ring.machine import Host, KvmCapabilities, QemuBinary
 from qemu_ring.memslot import FlushInfo, FlushPolicy, Shape
 from qemu_ring.prove.options import Control, ProveOptions
+from qemu_ring.statistics import rule_of_three
 from qemu_ring.verify import StalePage
 
 __all__ = ["SCHEMA", "ProveProgress", "ProveResult", "ReAdd", "Round", "RoundKind", "ShapeTotal"]
@@ -147,7 +148,7 @@ class ProveResult:
         """
         if self.stale_pages or not self.removals or self.options.control is not None:
             return None
-        return 3 / self.removals
+        return rule_of_three(self.removals)
 
     @property
     def shapes(self) -> tuple[ShapeTotal, ...]:

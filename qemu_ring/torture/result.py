@@ -8,6 +8,7 @@ from typing import Final
 
 from qemu_ring.errors import ExitStatus
 from qemu_ring.prove.probes import Probes
+from qemu_ring.statistics import rule_of_three
 from qemu_ring.torture.finding import TortureFinding
 from qemu_ring.torture.options import TortureOptions
 from qemu_ring.torture.player import TortureTotals
@@ -88,7 +89,7 @@ class TortureResult:
         return self._bound(self.totals.cancels)
 
     def _bound(self, count: int) -> float | None:
-        return None if self.finding is not None or not count else 3 / count
+        return None if self.finding is not None or not count else rule_of_three(count)
 
     @property
     def exit_status(self) -> ExitStatus:

@@ -21,6 +21,7 @@ from qemu_ring.statistics import (
     median_change,
     median_difference,
     rank_test,
+    rule_of_three,
 )
 
 # M. Hollander and D. A. Wolfe, Nonparametric Statistical Methods, 1973, p. 69: permeability of
@@ -122,6 +123,12 @@ def test_what_has_no_interval() -> None:
     assert share is not None
     assert (share.value, share.low) == (1.0, None)
     assert rank_test([2.0] * 10, [2.0] * 10) == 1
+
+
+@pytest.mark.parametrize("n", [10, 100, 100_000])
+def test_rule_of_three_is_the_exact_bound_or_a_little_more(n: int) -> None:
+    exact = 1 - 0.05 ** (1 / n)
+    assert exact <= rule_of_three(n) <= 1.17 * exact
 
 
 def test_least_p_is_reached() -> None:
