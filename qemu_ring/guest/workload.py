@@ -39,6 +39,11 @@ class Pattern(IntEnum):
     """Write no page, but turn PCI devices' memory off, one by one, and on again in that order."""
 
     @property
+    def word(self) -> str:
+        """Its name in files, such as hot-cold."""
+        return self.name.lower().replace("_", "-")
+
+    @property
     def writes(self) -> bool:
         """Whether it writes pages."""
         return self not in (Pattern.IDLE, Pattern.PCI_TOGGLE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -155,11 +155,7 @@ def _words(what: str, words: dict[str, Any]) -> tuple[BeforeValidator, WithJsonS
     return BeforeValidator(value_of), WithJsonSchema({"type": "string", "enum": list(words)})
 
 
-def _by_name(patterns: Iterable[Pattern]) -> dict[str, Pattern]:
-    return {pattern.name.lower().replace("_", "-"): pattern for pattern in patterns}
-
-
-_pattern, _pattern_schema = _words("pattern", _by_name(Pattern))
+_pattern, _pattern_schema = _words("pattern", {pattern.word: pattern for pattern in Pattern})
 FirmwarePattern = Annotated[Pattern, _pattern, _pattern_schema]
 
 _linux, _linux_schema = _words("pattern", {pattern.value: pattern for pattern in LinuxPattern})

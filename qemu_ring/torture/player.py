@@ -71,13 +71,7 @@ _HOT_PAGES: Final = 16
 _WAITS: Final = ("paused", "finish-migrate")
 """Run states of a guest that waits to be switched over."""
 _COMMAND_REGISTER: Final = 0x04
-_PATTERNS: Final = {
-    "idle": Pattern.IDLE,
-    "once": Pattern.ONCE,
-    "loop": Pattern.LOOP,
-    "random": Pattern.RANDOM,
-    "hot-cold": Pattern.HOT_COLD,
-}
+_PATTERNS: Final = {pattern.word: pattern for pattern in Pattern}
 
 
 @dataclass(slots=True)

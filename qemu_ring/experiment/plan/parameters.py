@@ -136,9 +136,7 @@ def _workload(guest: GuestDescription) -> dict[str, Scalar]:
     """Pattern, and pages a second in all; None for as fast as the vCPUs can."""
     if guest.workload is not None:
         streams = guest.workload.streams
-        patterns = list(
-            dict.fromkeys(one.pattern.name.lower().replace("_", "-") for one in streams)
-        )
+        patterns = list(dict.fromkeys(one.pattern.word for one in streams))
         rates = [one.pages_per_second for one in streams if one.pattern.writes]
         known = [rate for rate in rates if rate is not None]
         return {
