@@ -41,6 +41,20 @@ class TortureProgress:
     cancels: int
     shrinking: int | None = None
 
+    @classmethod
+    def of(
+        cls, totals: TortureTotals, seconds: float, programs: int, shrinking: int | None = None
+    ) -> TortureProgress:
+        """What these totals tell."""
+        return cls(
+            seconds=seconds,
+            programs=programs,
+            removals=totals.removals,
+            migrations=totals.migrations.total(),
+            cancels=totals.cancels,
+            shrinking=shrinking,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TortureResult:
@@ -73,7 +87,7 @@ class TortureResult:
     @property
     def migrations(self) -> int:
         """Migrations that completed, and after which all memory was equal."""
-        return sum(self.totals.migrations.values())
+        return self.totals.migrations.total()
 
     @property
     def removal_bound(self) -> float | None:

@@ -81,16 +81,7 @@ async def torture(
     totals, started, played = TortureTotals(), time.monotonic(), 0
 
     def tick(shrinking: int | None = None) -> None:
-        on_progress(
-            TortureProgress(
-                seconds=time.monotonic() - started,
-                programs=played,
-                removals=totals.removals,
-                migrations=sum(totals.migrations.values()),
-                cancels=totals.cancels,
-                shrinking=shrinking,
-            )
-        )
+        on_progress(TortureProgress.of(totals, time.monotonic() - started, played, shrinking))
 
     def wanted() -> bool:
         enough = options.cancels is not None and totals.cancels >= options.cancels
@@ -166,15 +157,7 @@ async def replay(
         player = Player(setup, totals)
         finding = await player.play(reproducer.steps)
         plays += 1
-        on_progress(
-            TortureProgress(
-                seconds=time.monotonic() - started,
-                programs=plays,
-                removals=totals.removals,
-                migrations=sum(totals.migrations.values()),
-                cancels=totals.cancels,
-            )
-        )
+        on_progress(TortureProgress.of(totals, time.monotonic() - started, plays))
     return ReplayResult(
         probes=probes,
         reproducer=reproducer,
