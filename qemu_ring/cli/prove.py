@@ -10,9 +10,14 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from qemu_ring.cli.frame.guest_options import (
+    FLUSH_POLICIES,
+    log_directory_option,
+    tracking_option,
+)
 from qemu_ring.cli.frame.numbers import COUNT, Number, Whole
 from qemu_ring.cli.frame.options import answer_timeout_option, in_options, json_option, qemu_option
-from qemu_ring.cli.frame.output import Reminder, print_json, progress_bar
+from qemu_ring.cli.frame.output import Reminder, print_json, print_stale_pages, progress_bar
 from qemu_ring.cli.frame.running import run
 from qemu_ring.cli.frame.sizes import SECONDS
 from qemu_ring.dirty import Tracking
@@ -24,21 +29,13 @@ from qemu_ring.prove import ProveProgress as State
 
 __all__ = ["prove_command"]
 
-_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
-
 _OPTIONS = {"pages_per_second": "--rate", "shapes": "--shape"}
 """By fields of the options."""
 
 
 @click.command("prove")
 @qemu_option("QEMU to test; default: the one `build` made, else qemu-system-x86_64 on PATH.")
-@click.option(
-    "--tracking",
-    metavar="ring:SIZE|bitmap",
-    default="ring:4096",
-    show_default=True,
-    help="How dirty pages are tracked; SIZE in entries, a power of two.",
-)
+@tracking_option
 @click.option("--removals", type=COUNT, metavar="N", help="Stop after N removals of slots.")
 @click.option(
     "--seconds", type=SECONDS, metavar="S", help="Begin no round after S seconds; default: 10."
@@ -72,7 +69,7 @@ _OPTIONS = {"pages_per_second": "--rate", "shapes": "--shape"}
 )
 @click.option(
     "--policy",
-    type=click.Choice([policy.value for policy in FlushPolicy]),
+    type=FLUSH_POLICIES,
     help="How slots are removed; needs a patched QEMU.",
 )
 @click.option(
@@ -90,10 +87,10 @@ _OPTIONS = {"pages_per_second": "--rate", "shapes": "--shape"}
 )
 @click.option(
     "--memory-dir",
-    type=_DIRECTORY,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Where guest memory lives, such as /dev/shm; default: memory without a name.",
 )
-@click.option("--log-dir", type=_DIRECTORY, help="Keep the QEMUs' logs there.")
+@log_directory_option
 @answer_timeout_option
 @json_option
 def prove_command(
@@ -189,11 +186,7 @@ def _print_verdict(result: ProveResult) -> None:
     for paragraph in verdict.meaning:
         console.print()
         console.print(Text(paragraph))
-    if verdict.pages:
-        console.print()
-        console.print("Stale pages (digests of the content):")
-        for line in verdict.pages:
-            console.print(Text(f"  {line}"), soft_wrap=True)
+    print_stale_pages(console, verdict.pages)
     console.print()
     console.print(
         Text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from qemu_ring.cli.frame.attached import document, socket_argument
+from qemu_ring.cli.frame.guest_options import FLUSH_POLICIES
 from qemu_ring.cli.frame.options import json_option
 from qemu_ring.cli.frame.output import notes, print_json
 from qemu_ring.cli.frame.running import run
@@ -25,7 +26,7 @@ __all__ = ["toggle_command"]
 )
 @click.option(
     "--policy",
-    type=click.Choice([policy.value for policy in FlushPolicy]),
+    type=FLUSH_POLICIES,
     help="How slots are to be removed, on a patched QEMU; default: as they are now.",
 )
 @socket_argument

@@ -11,9 +11,14 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from qemu_ring.cli.frame.guest_options import (
+    FLUSH_POLICIES,
+    log_directory_option,
+    tracking_option,
+)
 from qemu_ring.cli.frame.numbers import COUNT, Whole
 from qemu_ring.cli.frame.options import answer_timeout_option, in_options, json_option, qemu_option
-from qemu_ring.cli.frame.output import Reminder, print_json, progress_bar
+from qemu_ring.cli.frame.output import Reminder, print_json, print_stale_pages, progress_bar
 from qemu_ring.cli.frame.running import run
 from qemu_ring.cli.frame.sizes import SECONDS
 from qemu_ring.dirty import Tracking
@@ -37,12 +42,6 @@ __all__ = ["torture_command"]
 
 _SHOWN_PAGES = 8
 _qemu_option = qemu_option("QEMU to test; default: the one `build` made, else the first on PATH.")
-_policy = click.Choice([policy.value for policy in FlushPolicy])
-_log_option = click.option(
-    "--log-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Keep the QEMUs' logs there.",
-)
 
 
 @click.group("torture", invoke_without_command=True)
@@ -73,17 +72,11 @@ _log_option = click.option(
 )
 @click.option(
     "--policy",
-    type=_policy,
+    type=FLUSH_POLICIES,
     help="How slots are removed, throughout; needs a patched QEMU. Default: those that lose "
     "nothing, in turn.",
 )
-@click.option(
-    "--tracking",
-    metavar="ring:SIZE|bitmap",
-    default="ring:4096",
-    show_default=True,
-    help="How dirty pages are tracked; SIZE in entries, a power of two.",
-)
+@tracking_option
 @click.option(
     "--vcpus",
     type=Whole(1, MAX_TORTURED_VCPUS),
@@ -106,7 +99,7 @@ _log_option = click.option(
     metavar="FILE",
     help="Where a program that failed is written; default: torture-SEED.json here.",
 )
-@_log_option
+@log_directory_option
 @answer_timeout_option
 @json_option
 @click.pass_context
@@ -171,8 +164,10 @@ def torture_command(
     metavar="N",
     help="Play it N times, unless it finds something before.",
 )
-@click.option("--policy", type=_policy, help="How slots are removed; default: as the file says.")
-@_log_option
+@click.option(
+    "--policy", type=FLUSH_POLICIES, help="How slots are removed; default: as the file says."
+)
+@log_directory_option
 @answer_timeout_option
 @json_option
 def replay_command(
@@ -303,11 +298,7 @@ def _found(finding: TortureFinding) -> str:
 
 
 def _print_finding(console: Console, finding: TortureFinding) -> None:
-    if not finding.stale:
-        return
-    console.print()
-    console.print("Stale pages (digests of the content):")
-    for page in finding.stale[:_SHOWN_PAGES]:
-        console.print(Text(f"  {page}"), soft_wrap=True)
-    if finding.stale_pages > _SHOWN_PAGES:
-        console.print(Text(f"  and {finding.stale_pages - _SHOWN_PAGES:,} more"))
+    lines = [str(page) for page in finding.stale[:_SHOWN_PAGES]]
+    if finding.stale_pages > len(lines) > 0:
+        lines.append(f"and {finding.stale_pages - len(lines):,} more")
+    print_stale_pages(console, lines)

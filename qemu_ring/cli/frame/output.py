@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 
 import click
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-__all__ = ["Reminder", "notes", "print_json", "progress_bar"]
+__all__ = ["Reminder", "notes", "print_json", "print_stale_pages", "progress_bar"]
 
 _REMIND_SECONDS = 15.0
 
@@ -33,6 +34,16 @@ def print_json(document: object) -> None:
         ValueError: it holds a number that is none or infinite, which JSON does not have.
     """
     click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_stale_pages(console: Console, lines: Sequence[str]) -> None:
+    """List pages that differ, a line each, below an empty one; nothing if there are none."""
+    if not lines:
+        return
+    console.print()
+    console.print("Stale pages (digests of the content):")
+    for line in lines:
+        console.print(Text(f"  {line}"), soft_wrap=True)
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
